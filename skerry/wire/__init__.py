@@ -1,0 +1,1 @@
+"""What crosses the network, and nothing else: topics, messages, manifest, profile schema and report payloads."""

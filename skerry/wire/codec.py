@@ -1,0 +1,96 @@
+"""Strict JSON for frozen dataclasses: what a field does not declare is dropped, what it declares is checked.
+
+Unknown keys are ignored, so that an older reader understands a newer writer (the control plane speaks to agents of
+N-2); a missing key without a default, or a value of the wrong type, is `Rejected` with the path of the field.
+Sizes are capped before parsing (`MAX_BYTES`).
+"""
+
+import dataclasses
+import json
+import types
+import typing
+from typing import Any, TypeVar
+
+from skerry.errors import Rejected
+
+MAX_BYTES = 1 << 20
+T = TypeVar("T")
+
+
+def encode(value: Any) -> bytes:
+    """Encode a dataclass as canonical JSON: sorted keys, no spaces, UTF-8."""
+    return json.dumps(dataclasses.asdict(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def decode(kind: type[T], payload: bytes, *, limit: int = MAX_BYTES) -> T:
+    """Decode JSON bytes into the dataclass `kind`.
+
+    Raises:
+        Rejected: the payload is longer than `limit`, is not JSON, or does not fit the fields of `kind`.
+    """
+    if len(payload) > limit:
+        raise Rejected(f"{kind.__name__}: expected at most {limit} bytes, got {len(payload)}")
+    try:
+        tree = json.loads(payload)
+    except (ValueError, RecursionError) as error:
+        raise Rejected(f"{kind.__name__}: expected JSON, got {payload[:40]!r}") from error
+    return from_tree(kind, tree)
+
+
+def from_tree(kind: type[T], tree: Any) -> T:
+    """Check a parsed JSON tree against the dataclass `kind` and build it; raises `Rejected`."""
+    return typing.cast("T", _build(kind, tree, kind.__name__))
+
+
+def _build(kind: Any, tree: Any, path: str) -> Any:
+    if not isinstance(tree, dict):
+        raise Rejected(f"{path}: expected an object, got {_shown(tree)}")
+    hints = typing.get_type_hints(kind)
+    values = {}
+    for field in dataclasses.fields(kind):
+        if field.name in tree:
+            values[field.name] = _check(hints[field.name], tree[field.name], f"{path}.{field.name}")
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise Rejected(f"{path}.{field.name}: expected a value, got none")
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise Rejected(f"{path}: {error}") from error
+
+
+def _check(hint: Any, value: Any, path: str) -> Any:
+    origin = typing.get_origin(hint)
+    if hint is Any:
+        return value
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, path)
+    if origin in (types.UnionType, typing.Union):
+        options = typing.get_args(hint)
+        if value is None and type(None) in options:
+            return None
+        return _check(next(option for option in options if option is not type(None)), value, path)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise Rejected(f"{path}: expected a list, got {_shown(value)}")
+        item = typing.get_args(hint)[0]
+        return tuple(_check(item, each, f"{path}[{index}]") for index, each in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise Rejected(f"{path}: expected an object, got {_shown(value)}")
+        item = typing.get_args(hint)[1]
+        return {key: _check(item, each, f"{path}.{key}") for key, each in value.items()}
+    return _scalar(hint, value, path)
+
+
+def _scalar(hint: Any, value: Any, path: str) -> Any:
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    # bool is a subclass of int in Python, and a flag where a count belongs is a mistake
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise Rejected(f"{path}: expected {hint.__name__}, got {_shown(value)}")
+    return value
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."

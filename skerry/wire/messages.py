@@ -1,0 +1,202 @@
+"""The control messages between a device and the control plane, one frozen dataclass each.
+
+All are JSON (`skerry.wire.codec`) and carry `v`, the version of the wire. What is measured on a device travels as the
+binary body of an outbox entry instead (`skerry.wire.report`).
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """`down/desired`, retained: the configuration that the control plane wants, versioned."""
+
+    version: int
+    config: dict[str, Any] = field(default_factory=dict)
+    v: int = VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class Assign:
+    """`down/assign`, retained: the director's signed metadata for this one device, as text by role.
+
+    Roles are `timestamp`, `snapshot` and `targets`, and `N.root` where the director's root has been rotated.
+    """
+
+    metadata: dict[str, str]
+    v: int = VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What an assignment grants: the `custom` part of the one target in the director's targets metadata."""
+
+    device: str
+    counter: int
+    issued: str
+    deployment: str
+    release: str
+    rollback: bool = False
+    grace_s: int = 86400
+    trial_inferences: int = 20
+    v: int = VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """`down/ack`: all sequence numbers of `epoch` up to and including `up_to` are committed on the server.
+
+    `new_epoch` asks the device to start a new epoch: the same number came with another body.
+    """
+
+    epoch: str
+    up_to: int
+    new_epoch: bool = False
+    v: int = VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """`down/request`: one remote request of an allow-list, answered on `up/answer` with the same id."""
+
+    id: str
+    verb: str
+    args: dict[str, Any] = field(default_factory=dict)
+    v: int = VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """`up/answer`: the result of a request."""
+
+    id: str
+    ok: bool
+    result: dict[str, Any] = field(default_factory=dict)
+    v: int = VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """`up/reported`, retained: the reported half of the twin. The last will is the same with `online` false.
+
+    `state` is a lifecycle state, `manifest` the SHA-256 of the committed manifest (empty before the first),
+    `event_time` the device's event clock in seconds since 1970, `outbox_depth` the entries not yet acknowledged.
+    """
+
+    version: int
+    online: bool
+    state: str
+    agent: str
+    profile: str
+    runtime: str
+    architecture: str
+    simulated: bool = False
+    release: str = ""
+    manifest: str = ""
+    deployment: str = ""
+    desired_version: int = 0
+    outbox_depth: int = 0
+    event_time: float = 0.0
+    inferences: int = 0
+    last_error: str = ""
+    v: int = VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One row of the outbox: `body` is base64, `crc` its CRC-32 before encoding."""
+
+    sequence: int
+    kind: str
+    event_time: float
+    crc: int
+    body: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outbox:
+    """`up/outbox`: entries in order of sequence; `epoch` names the device's database, random per database."""
+
+    epoch: str
+    entries: tuple[Entry, ...]
+    v: int = VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class DeploymentEvent:
+    """Body (JSON) of an outbox entry of kind `deployment`: the lifecycle moved."""
+
+    deployment: str
+    release: str
+    manifest: str
+    state: str
+    reason: str = ""
+    bytes_received: int = 0
+    measured: dict[str, float] = field(default_factory=dict)
+    v: int = VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Body (JSON) of an outbox entry of kind `gap`: entries given up for lack of room, never silently."""
+
+    kind: str
+    first: int
+    last: int
+    count: int
+    reason: str
+    v: int = VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class EnrolRequest:
+    """HTTPS `POST /v1/enrol`: a claim token and a certificate signing request (PEM)."""
+
+    token: str
+    csr: str
+    profile: str
+    agent: str = ""
+    v: int = VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class Enrolled:
+    """The answer to an enrolment: the name that the CA chose, a certificate (PEM) and where the broker is.
+
+    `broker_ca` is empty where the broker speaks no TLS: the embedded one, on loopback alone.
+    """
+
+    project: str
+    device: str
+    certificate: str
+    broker: str
+    broker_ca: str = ""
+    v: int = VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """What a join string pins: the two TUF roots and the server's CA, served at `/v1/anchor`.
+
+    The hash of these very bytes is in the join string, so all three are trusted, or none.
+    """
+
+    project: str
+    image_root: str
+    director_root: str
+    server_ca: str
+    v: int = VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """The retained, unsigned list of current metadata versions: what it omits it can only deny."""
+
+    root: int
+    timestamp: int
+    snapshot: int
+    targets: int
+    v: int = VERSION
