@@ -41,6 +41,9 @@ lint: setup
 bench: setup
 	@$(BIN)/python -m bench.$(B) $(if $(Q),--quick,)
 
+protocol: setup
+	@$(BIN)/python docs/generate_protocol.py
+
 lock:
 	uv pip compile --universal --generate-hashes --python-version 3.11 --extra dev -c locks/constraints.txt --no-header \
 		--no-annotate pyproject.toml -o locks/dev.txt

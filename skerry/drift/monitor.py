@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
+from skerry import errors
+
 Counts = tuple[tuple[int, ...], ...]
 """Counts of one span of time: a tuple of bins for every scalar in the monitor's order, then for every pair."""
 
@@ -28,7 +30,7 @@ CONFIDENCE = "confidence"
 PAIR_CELLS = 16
 
 
-class Rejected(ValueError):
+class Rejected(errors.Rejected, ValueError):
     """A monitor, or counts for it, that cannot be used; whoever built the artifact or the report must act."""
 
 

@@ -7,6 +7,7 @@ Sizes are capped before parsing (`MAX_BYTES`).
 
 import dataclasses
 import json
+import math
 import types
 import typing
 from typing import Any, TypeVar
@@ -31,7 +32,10 @@ def decode(kind: type[T], payload: bytes, *, limit: int = MAX_BYTES) -> T:
     if len(payload) > limit:
         raise Rejected(f"{kind.__name__}: expected at most {limit} bytes, got {len(payload)}")
     try:
-        tree = json.loads(payload)
+        tree = json.loads(payload, parse_float=_finite, parse_constant=_finite)
+        if b"\\u" in payload:
+            # half of a surrogate pair is JSON, and no text that a database would take
+            json.dumps(tree, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise Rejected(f"{kind.__name__}: expected JSON, got {payload[:40]!r}") from error
     return from_tree(kind, tree)
@@ -40,6 +44,13 @@ def decode(kind: type[T], payload: bytes, *, limit: int = MAX_BYTES) -> T:
 def from_tree(kind: type[T], tree: Any) -> T:
     """Check a parsed JSON tree against the dataclass `kind` and build it; raises `Rejected`."""
     return typing.cast("T", _build(kind, tree, kind.__name__))
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"expected a finite number, got {text[:40]}")
+    return number
 
 
 def _build(kind: Any, tree: Any, path: str) -> Any:
@@ -88,6 +99,8 @@ def _scalar(hint: Any, value: Any, path: str) -> Any:
     # bool is a subclass of int in Python, and a flag where a count belongs is a mistake
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise Rejected(f"{path}: expected {hint.__name__}, got {_shown(value)}")
+    if hint is int and not -(1 << 63) <= value < 1 << 63:
+        raise Rejected(f"{path}: expected a number of 64 bits, got one of {value.bit_length()}")
     return value
 
 

@@ -141,7 +141,11 @@ class DeploymentEvent:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Body (JSON) of an outbox entry of kind `gap`: entries given up for lack of room, never silently."""
+    """Body (JSON) of an outbox entry of kind `gap`: entries given up for lack of room, never silently.
+
+    The entry stands at the sequence number `first` and accounts for all numbers from `first` to `last`: a run of one
+    kind that was never published, so whoever counts the numbers takes the whole range as heard.
+    """
 
     kind: str
     first: int
@@ -153,12 +157,19 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class EnrolRequest:
-    """HTTPS `POST /v1/enrol`: a claim token and a certificate signing request (PEM)."""
+    """HTTPS `POST /v1/enrol`: a claim token and a certificate signing request (PEM).
+
+    `architecture` is what `platform.machine()` says on the device and `runtimes` what it can load, so that the server
+    may refuse a device that is not of the profile before the token is spent; `simulated` waives the architecture.
+    """
 
     token: str
     csr: str
     profile: str
     agent: str = ""
+    architecture: str = ""
+    simulated: bool = False
+    runtimes: tuple[str, ...] = ()
     v: int = VERSION
 
 
@@ -166,7 +177,8 @@ class EnrolRequest:
 class Enrolled:
     """The answer to an enrolment: the name that the CA chose, a certificate (PEM) and where the broker is.
 
-    `broker_ca` is empty where the broker speaks no TLS: the embedded one, on loopback alone.
+    `broker_ca` is empty where the broker speaks no TLS: the embedded one, on loopback alone. `architecture` and
+    `runtime` are those of the profile: the device checks them against itself before it keeps anything.
     """
 
     project: str
@@ -174,6 +186,8 @@ class Enrolled:
     certificate: str
     broker: str
     broker_ca: str = ""
+    architecture: str = ""
+    runtime: str = ""
     v: int = VERSION
 
 

@@ -1,0 +1,190 @@
+"""The device's whole story in one file: hear, decide, update, infer, count, tell; for ever, with or without a network.
+
+Three threads and paho's own: the engine infers, the updater moves the lifecycle, and the main thread listens and tells.
+"""
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from agent.config import Config
+from agent.effects import DeviceEffects
+from agent.engine import Engine
+from agent.identity import StateFolder
+from agent.lifecycle import Event, Kind, Phase
+from agent.link import Link, parse_broker
+from agent.outbox import OutboxFile
+from agent.runner import Runner
+from agent.source import ReplaySource
+from agent.telling import Publisher, Reporter, Versions
+from agent.trial import Decision
+from skerry import __version__
+from skerry.delivery.slots import Slots
+from skerry.errors import Broken, SkerryError
+from skerry.runtimes import Refused, probe
+from skerry.wire import codec
+from skerry.wire.messages import DeploymentEvent, Reported
+
+_log = logging.getLogger("skerry.agent")
+TICK_S = 0.5
+
+
+class Daemon:
+    """One agent, from its state folder."""
+
+    def __init__(self, folder: StateFolder, config: Config) -> None:
+        self.identity = folder.identity()
+        self._config = config
+        found = probe(self.identity.runtime)
+        if isinstance(found, Refused):
+            raise Broken(found.reason)
+        self._runtime = f"{found.runtime} {found.version}"
+        source = ReplaySource(Path(config.replay), seed=config.seed) if config.replay else None
+
+        self._versions = Versions(folder.starts())
+        self._news = threading.Event()
+        self._ended = threading.Event()
+        self._outbox = OutboxFile(folder.outbox_file, quota_bytes=config.quota_bytes)
+        self._publisher = Publisher(self._outbox, ack_timeout_s=config.ack_timeout_s)
+        self._reporter = Reporter(every_s=config.report_every_s)
+        self._source = source
+        self._engine = Engine(
+            config=config,
+            source=source,
+            outbox=self._outbox,
+            on_decision=self._trial_ended,
+            on_window=self._news.set,
+        )
+        self._link = Link(
+            parse_broker(config.broker or self.identity.broker),
+            who=self.identity.who,
+            will=lambda: codec.encode(self._reported(online=False, version=self._versions.will())),
+            credentials=folder.credentials,
+            on_change=self._news.set,
+        )
+        self._runner = Runner(
+            folder.lifecycle_file,
+            announce=self._announce,
+            retry_s=config.retry_s,
+            retry_most_s=config.retry_most_s,
+        )
+        self._effects = DeviceEffects(
+            folder=folder,
+            identity=self.identity,
+            config=config,
+            link=self._link,
+            engine=self._engine,
+            slots=Slots(folder.slots),
+        )
+        self._effects.interrupted = lambda: self._runner.interrupts(self._effects)
+
+    def run(self, stop: threading.Event) -> int:
+        """Live until `stop`, and return the exit status; a broker that is not there is waited for."""
+        with self._living():
+            connections = 0
+            while not stop.is_set() and not self._ended.is_set() and self._engine.alive:
+                if self._link.connections != connections:
+                    self._publisher.connected(again=connections > 0)
+                    connections = self._link.connections
+                    self._reporter = Reporter(every_s=self._config.report_every_s)
+                    self._runner.nudge()
+                self._listen()
+                self._publisher.tick(self._link)
+                self._report()
+                self._news.wait(TICK_S)
+                self._news.clear()
+        return 0 if stop.is_set() else 4
+
+    @contextlib.contextmanager
+    def _living(self) -> Iterator[None]:
+        """Start what was committed, then the threads; at the end, stop them and leave everything on disk."""
+        damage = None
+        if self._runner.state.phase not in (Phase.TRIAL.value, Phase.ROLLING_BACK.value):
+            damage = self._effects.run_last_good()
+        self._runner.wake_up(self._effects)
+        if damage is not None:
+            self._runner.tell(damage)
+
+        updater = threading.Thread(target=self._update, name="updater", daemon=True)
+        self._engine.start()
+        updater.start()
+        self._link.start()
+        try:
+            yield
+        finally:
+            self._runner.stop()
+            self._engine.stop()
+            farewell = self._reported(online=False, version=self._versions.next())
+            self._link.stop(codec.encode(farewell))
+            updater.join(timeout=10)
+            self._outbox.close()
+
+    def _update(self) -> None:
+        """Move the lifecycle; should that end by itself, the agent ends too, and its supervisor starts it anew."""
+        try:
+            self._runner.run(self._effects)
+        except SkerryError as error:
+            _log.error("%s", error)
+        finally:
+            self._ended.set()
+            self._news.set()
+
+    def _listen(self) -> None:
+        """Handle what was heard: make it durable, then tell the broker that it arrived."""
+        while not self._link.heard.empty():
+            heard = self._link.heard.get()
+            if heard.name == "ack":
+                self._publisher.acknowledged(heard.payload)
+            elif self._effects.offer(heard.payload):
+                self._runner.nudge()
+            heard.settle()
+
+    def _report(self) -> None:
+        if not self._link.connected:
+            return
+        reported = self._reported(online=True, version=0)
+        now = time.monotonic()
+        if self._reporter.due(reported, now=now):
+            reported = self._reported(online=True, version=self._versions.next())
+            with contextlib.suppress(SkerryError):
+                self._link.publish("reported", codec.encode(reported), retain=True)
+                self._reporter = self._reporter.sent(reported, now=now)
+
+    def _reported(self, *, online: bool, version: int) -> Reported:
+        state = self._runner.state
+        who = self.identity
+        return Reported(
+            version=version,
+            online=online,
+            state=state.phase,
+            agent=__version__,
+            profile=who.profile,
+            runtime=self._runtime,
+            architecture=who.architecture,
+            simulated=who.simulated,
+            release=state.good.release,
+            manifest=state.good.manifest,
+            deployment=state.grant.deployment if state.grant else "",
+            outbox_depth=self._outbox.depth,
+            event_time=self._engine.event_time,
+            inferences=self._engine.inferences,
+            last_error=self._problem(),
+        )
+
+    def _problem(self) -> str:
+        source = self._source.problem if self._source else ""
+        return self._engine.problem or source or self._effects.problem or self._runner.state.reason
+
+    def _announce(self, event: DeploymentEvent) -> None:
+        self._outbox.put("deployment", codec.encode(event), event_time=self._engine.event_time)
+        self._news.set()
+
+    def _trial_ended(self, manifest: str, decision: Decision) -> None:
+        grant = self._runner.state.grant
+        if grant is None or grant.manifest != manifest:
+            return
+        kind = Kind.PASSED if decision.passed else Kind.REFUSED
+        self._runner.tell(Event(kind, reason=decision.reason))

@@ -1,0 +1,113 @@
+"""Who this device is, and the state folder that holds it."""
+
+import fcntl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from agent.link import Credentials
+from skerry.delivery.durable import write_durably
+from skerry.errors import Broken, Rejected
+from skerry.wire import codec, topics
+from skerry.wire.messages import Anchor
+
+FOLDER_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What enrolment settled; `architecture` and `runtime` are the profile's."""
+
+    project: str
+    device: str
+    profile: str
+    runtime: str
+    architecture: str
+    broker: str
+    server: str
+    simulated: bool = False
+
+    @property
+    def who(self) -> str:
+        """Client id and user name: `PROJECT.DEVICE`."""
+        return topics.identity(self.project, self.device)
+
+
+class StateFolder:
+    """The paths in a state folder; opening one checks its version."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.identity_file = path / "identity.json"
+        self.anchor_file = path / "anchor.json"
+        self.credentials = Credentials(
+            ca=path / "broker-ca.pem", certificate=path / "device.crt", key=path / "device.key"
+        )
+        self.lifecycle_file = path / "lifecycle.json"
+        self.outbox_file = path / "outbox.db"
+        self.slots = path / "slots"
+        self.fetch = path / "fetch"
+        self.spool = path / "spool"
+        self.trust = path / "trust"
+        version = path / "VERSION"
+        if version.exists():
+            _check_version(version)
+
+    def identity(self) -> Identity:
+        """Return who the device is; raises `Rejected` when it has not been enrolled."""
+        if not self.identity_file.exists():
+            raise Rejected(f"{self.path}: expected an enrolled device, got none; run skerry-agent init first")
+        return codec.decode(Identity, self.identity_file.read_bytes())
+
+    def anchor(self) -> Anchor:
+        """Return the roots of trust that the join string pinned."""
+        try:
+            return codec.decode(Anchor, self.anchor_file.read_bytes())
+        except OSError as error:
+            raise Broken(f"{self.anchor_file}: expected the anchor, got: {error.strerror}; enrol again") from error
+
+    def keep(self, identity: Identity, *, anchor: bytes, key: bytes, certificate: str, broker_ca: str) -> None:
+        """Write a new identity; `identity.json` comes last, so a power cut leaves a folder that is not enrolled."""
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise Broken(f"{self.path}: expected to make the state folder, got: {error.strerror}") from error
+        write_durably(self.path / "VERSION", f"{FOLDER_VERSION}\n".encode())
+        write_durably(self.credentials.key, key, mode=0o600)
+        write_durably(self.credentials.certificate, certificate.encode())
+        write_durably(self.credentials.ca, broker_ca.encode())
+        write_durably(self.anchor_file, anchor)
+        write_durably(self.identity_file, codec.encode(identity))
+
+    def lock(self) -> IO[bytes]:
+        """Make sure that no other agent runs on this folder; keep the result open."""
+        file = (self.path / "lock").open("ab")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.close()
+            raise Broken(
+                f"{self.path}: expected to be the only agent here, got another one running; stop it"
+            ) from error
+        return file
+
+    def starts(self) -> int:
+        """Count the starts of the agent, durably."""
+        path = self.path / "starts"
+        try:
+            number = int(path.read_text()) + 1 if path.exists() else 1
+        except ValueError:
+            number = int(path.stat().st_mtime)
+        write_durably(path, str(number).encode())
+        return number
+
+
+def _check_version(path: Path) -> None:
+    text = path.read_text().strip()
+    if not text.isdecimal():
+        raise Broken(f"{path}: expected a number, got {text[:20]!r}; restore the folder or enrol again")
+    if int(text) > FOLDER_VERSION:
+        raise Broken(
+            f"{path.parent}: expected a state folder of version {FOLDER_VERSION} or older, got {text};"
+            " use a newer skerry-agent, nothing was changed"
+        )

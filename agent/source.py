@@ -1,0 +1,111 @@
+"""Where a device's inputs come from: here, a recording that is replayed in a seeded random order, for ever.
+
+The file is an npz of plain arrays: `X` float32 (n, ...) and optionally `y` (class numbers, the truth known on the
+device) with `labels` (names of the classes). When the file is replaced, between two inferences, the replay goes on with
+the new one: the watch has moved.
+"""
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from skerry.errors import Rejected
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sample:
+    """One input row, with a leading batch of 1, and its class: a name, a number, or None when nobody knows."""
+
+    values: Any
+    truth: str | int | None
+
+
+class Source(Protocol):
+    """Something that yields the next input."""
+
+    def next(self) -> Sample:
+        """Return the next sample; raises `Rejected` when there is none to be had."""
+
+
+def shuffled(count: int, *, seed: int, epoch: int) -> list[int]:
+    """Return the order of rows in an epoch: the same for the same seed, on every machine and Python."""
+    order = list(range(count))
+    random.Random(f"{seed}/{epoch}").shuffle(order)  # noqa: S311 -- an order, not a secret
+    return order
+
+
+class ReplaySource:
+    """Replays an npz file."""
+
+    def __init__(self, path: Path, *, seed: int = 0) -> None:
+        self._path = path
+        self._seed = seed
+        self._stamp: tuple[int, ...] = ()
+        self.problem = ""
+        self._order: list[int] = []
+        self._at = self._epoch = 0
+        self._load()
+
+    def next(self) -> Sample:
+        """Return the next row of the current file."""
+        if self._stamp != self._look():
+            self._follow()
+        if self._at == len(self._order):
+            self._epoch += 1
+            self._order = shuffled(len(self._rows), seed=self._seed, epoch=self._epoch)
+            self._at = 0
+        row = self._order[self._at]
+        self._at += 1
+        return Sample(values=self._rows[row : row + 1], truth=self._truths[row] if self._truths else None)
+
+    def _follow(self) -> None:
+        """Go on with the new file; while it is half-written or gone, with the old rows."""
+        try:
+            self._load()
+            self.problem = ""
+        except Rejected as error:
+            self.problem = str(error)
+            self._stamp = self._look()
+
+    def _look(self) -> tuple[int, ...]:
+        try:
+            status = self._path.stat()
+        except OSError:
+            return ()
+        return (status.st_mtime_ns, status.st_ino, status.st_size)
+
+    def _load(self) -> None:
+        stamp = self._look()
+        self._rows, self._truths = read_recording(self._path)
+        self._stamp = stamp
+        self._epoch = 0
+        self._order = shuffled(len(self._rows), seed=self._seed, epoch=0)
+        self._at = 0
+
+
+def read_recording(path: Path) -> tuple[Any, list[str] | list[int] | None]:
+    """Return the rows and, where known, their classes; raises `Rejected` for a file that is not a recording."""
+    from skerry.runtimes.arrays import unpack
+
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise Rejected(f"{path}: expected a recording (npz), got: {error.strerror}") from error
+    arrays = unpack(data, what=str(path))
+    rows = arrays.get("X")
+    if rows is None or rows.ndim < 2 or len(rows) == 0 or str(rows.dtype) != "float32":
+        got = "none" if rows is None else f"{rows.dtype} {rows.shape}"
+        raise Rejected(f"{path}: expected an array X of float32 (n, ...), got {got}")
+    truths = arrays.get("y")
+    if truths is None:
+        return rows, None
+    if truths.shape != (len(rows),) or truths.dtype.kind not in "iu":
+        raise Rejected(f"{path}: expected an array y of {len(rows)} integers, got {truths.dtype} {truths.shape}")
+    names = arrays.get("labels")
+    classes: list[int] = truths.tolist()
+    if names is None:
+        return rows, classes
+    if not 0 <= min(classes) <= max(classes) < len(names):
+        raise Rejected(f"{path}: expected classes of 0 to {len(names) - 1} in y, got {min(classes)} to {max(classes)}")
+    return rows, [str(names[each]) for each in classes]

@@ -1,0 +1,1 @@
+"""Training, compiling, signing, fleet, rollouts, ingest, API, pages and the operators' CLI."""

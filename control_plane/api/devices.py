@@ -1,0 +1,131 @@
+"""Endpoints of devices: what they last said, the windows that they sent, and the account of their outboxes."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from control_plane.api.context import SessionDep
+from control_plane.api.operator import require_operator
+from control_plane.api.rollouts import deployment_tree
+from control_plane.refusals import Unknown
+from control_plane.schema import Build, Deployment, Device, Gap, OutboxMark, Window
+
+router = APIRouter(tags=["devices"], dependencies=[Depends(require_operator)])
+RECENT_DEPLOYMENTS = 20
+
+
+@router.get("/v1/devices")
+def get_devices(session: SessionDep) -> list[dict[str, Any]]:
+    """Return all devices by name."""
+    return [_device_tree(device) for device in session.scalars(select(Device).order_by(Device.name))]
+
+
+@router.get("/v1/devices/{name}")
+def get_device(name: str, session: SessionDep) -> dict[str, Any]:
+    """Return one device with its latest deployments, newest first."""
+    device = session.get(Device, name)
+    if device is None:
+        raise Unknown(f"device: expected one that is enrolled, got {name!r:.80}")
+    newest = Deployment.rollout.desc()
+    deployments = select(Deployment).where(Deployment.device == name).order_by(newest).limit(RECENT_DEPLOYMENTS)
+    return {
+        **_device_tree(device),
+        "deployments": [deployment_tree(deployment) for deployment in session.scalars(deployments)],
+    }
+
+
+@router.get("/v1/windows")
+def get_windows(
+    session: SessionDep,
+    device: Annotated[str, Query(max_length=63)] = "",
+    model: Annotated[str, Query(max_length=63)] = "",
+    version: Annotated[int | None, Query(ge=1)] = None,
+    after: Annotated[int, Query(ge=-1)] = -1,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 1000,
+) -> list[dict[str, Any]]:
+    """Return merged windows in the order of merging, without their tables; `after` is the id of the last one seen."""
+    artifacts = _artifacts(session)
+    query = select(*_SHOWN).where(Window.id > after).order_by(Window.id).limit(limit)
+    if device:
+        query = query.where(Window.device == device)
+    if model or version is not None:
+        wanted = [manifest for manifest, (m, v) in artifacts.items() if m == (model or m) and v == (version or v)]
+        query = query.where(Window.manifest.in_(wanted))
+    rows = (row._asdict() for row in session.execute(query))
+    return [{**row, **_named(artifacts.get(row["manifest"]))} for row in rows]
+
+
+@router.get("/v1/outbox")
+def get_outbox(session: SessionDep) -> list[dict[str, Any]]:
+    """Return by device and epoch what was merged, what came again, in conflict, and what the device gave up."""
+    windows = {
+        (device, epoch): count
+        for device, epoch, count in session.execute(
+            select(Window.device, Window.epoch, func.count()).group_by(Window.device, Window.epoch)
+        )
+    }
+    gaps = {
+        (device, epoch): count
+        for device, epoch, count in session.execute(
+            select(Gap.device, Gap.epoch, func.sum(Gap.count)).group_by(Gap.device, Gap.epoch)
+        )
+    }
+    marks = session.scalars(select(OutboxMark).order_by(OutboxMark.device, OutboxMark.first_seen))
+    return [
+        {
+            "device": mark.device,
+            "epoch": mark.epoch,
+            "up_to": mark.up_to,
+            "beyond": len(mark.beyond),
+            "merged": mark.merged,
+            "repeated": mark.repeated,
+            "conflicts": mark.conflicts,
+            "windows": windows.get((mark.device, mark.epoch), 0),
+            "gaps": gaps.get((mark.device, mark.epoch), 0),
+            "first_seen": mark.first_seen.isoformat(),
+        }
+        for mark in marks
+    ]
+
+
+_SHOWN = (
+    Window.id,
+    Window.device,
+    Window.epoch,
+    Window.sequence,
+    Window.manifest,
+    Window.number,
+    Window.start,
+    Window.end,
+    Window.rows,
+    Window.labelled,
+    Window.correct,
+    Window.latency_p50_us,
+    Window.latency_p99_us,
+)
+
+
+def _artifacts(session: Session) -> dict[str, tuple[str, int]]:
+    builds = session.scalars(select(Build).where(Build.manifest != ""))
+    return {build.manifest[:16]: (build.model, build.version) for build in builds}
+
+
+def _named(artifact: tuple[str, int] | None) -> dict[str, Any]:
+    return {"model": artifact[0] if artifact else "", "version": artifact[1] if artifact else 0}
+
+
+def _device_tree(device: Device) -> dict[str, Any]:
+    return {
+        "name": device.name,
+        "profile": device.profile,
+        "group": device.group,
+        "state": device.state,
+        "online": device.online,
+        "last_seen": device.last_seen.isoformat() if device.last_seen else None,
+        "enrolled_at": device.enrolled_at.isoformat(),
+        "certificate_expires": device.certificate_expires.isoformat(),
+        "assign_counter": device.assign_counter,
+        "reported": device.reported,
+    }

@@ -1,0 +1,95 @@
+"""`skerry device`, `skerry drift`, `skerry outbox` and `skerry events`: what the fleet is and says."""
+
+import argparse
+import time
+from typing import Any
+
+from control_plane.cli.session import Session, table
+
+
+def add_verbs(nouns: Any) -> None:
+    """Add the verbs of the fleet."""
+    verbs = nouns.add_parser("device", help="devices").add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    invite = verbs.add_parser("invite", help="make a claim token; print its join string")
+    invite.add_argument("--profile", required=True)
+    invite.add_argument("--name", default="", help="the device's name; chosen by the server where not given")
+    invite.add_argument("--group", default="default")
+    invite.add_argument("--uses", type=int, default=1)
+    invite.add_argument("--ttl", type=int, default=86400, metavar="SECONDS")
+    invite.set_defaults(run=_invite)
+
+    verbs.add_parser("list", help="all devices").set_defaults(run=_list)
+
+    show = verbs.add_parser("show", help="one device")
+    show.add_argument("device")
+    show.set_defaults(run=_show)
+
+    nouns.add_parser("drift", help="findings and current evidence").set_defaults(run=_drift)
+    nouns.add_parser("outbox", help="what was merged, repeated and given up").set_defaults(run=_outbox)
+    nouns.add_parser("health", help="is the control plane well?").set_defaults(run=_health)
+
+    events = nouns.add_parser("events", help="the timeline")
+    events.add_argument("--follow", action="store_true")
+    events.set_defaults(run=_events)
+
+
+def _invite(options: argparse.Namespace, session: Session) -> None:
+    with session.client() as client:
+        invitation = client.invite(
+            profile=options.profile, name=options.name, group=options.group, uses=options.uses, ttl_s=options.ttl
+        )
+    session.show(invitation, invitation["join"])
+
+
+def _list(options: argparse.Namespace, session: Session) -> None:
+    with session.client() as client:
+        devices = client.devices()
+    rows = [
+        {**device, **{key: device["reported"].get(key) for key in ("release", "state", "outbox_depth", "last_error")}}
+        for device in devices
+    ]
+    columns = ("name", "profile", "group", "online", "release", "state", "outbox_depth", "last_error")
+    session.show(devices, table(rows, columns, empty="no devices yet: skerry device invite --profile PROFILE"))
+
+
+def _show(options: argparse.Namespace, session: Session) -> None:
+    with session.client() as client:
+        device = client.device(options.device)
+    flat = {**device.pop("reported"), **device}
+    session.show(device, "\n".join(f"{key:20} {value}" for key, value in sorted(flat.items())))
+
+
+def _drift(options: argparse.Namespace, session: Session) -> None:
+    with session.client() as client:
+        drift = client.drift()
+    findings = table(drift["findings"], ("kind", "device", "model", "version", "window", "log_e"), empty="no findings")
+    devices = table(drift["devices"], ("device", "state", "log_e", "severity", "windows"), empty="no evidence yet")
+    session.show(drift, f"{findings}\n\n{devices}")
+
+
+def _outbox(options: argparse.Namespace, session: Session) -> None:
+    with session.client() as client:
+        marks = client.outbox()
+    columns = ("device", "epoch", "up_to", "merged", "repeated", "conflicts", "gaps")
+    session.show(marks, table(marks, columns, empty="nothing heard yet"))
+
+
+def _health(options: argparse.Namespace, session: Session) -> None:
+    with session.client() as client:
+        health = client.health()
+    session.show(health, "\n".join(f"{key:10} {value}" for key, value in health.items()))
+
+
+def _events(options: argparse.Namespace, session: Session) -> None:
+    after = 0
+    with session.client() as client:
+        while True:
+            events = client.events(after=after)
+            for event in events:
+                after = event["id"]
+                session.show(event, f"{event['at'][:19]}  {event['kind']:12}  {event['subject']:16}  {event['text']}")
+            if not events:
+                if not options.follow:
+                    return
+                time.sleep(0.5)

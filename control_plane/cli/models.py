@@ -1,0 +1,125 @@
+"""`skerry profile` and `skerry model`: classes of device, training, and builds with their gates."""
+
+import argparse
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from control_plane.cli.session import Session, read_bytes, read_text, table
+from skerry.errors import Rejected
+
+
+def add_verbs(nouns: Any) -> None:
+    """Add the verbs of profiles, models and jobs."""
+    verbs = nouns.add_parser("profile", help="classes of device").add_subparsers(
+        dest="verb", required=True, metavar="VERB"
+    )
+    verbs.add_parser("list", help="all profiles").set_defaults(run=_profiles)
+
+    verbs = nouns.add_parser("model", help="models").add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    train = verbs.add_parser("train", help="train a new version by a recipe")
+    train.add_argument("model")
+    train.add_argument("--data", required=True, metavar="DATASET")
+    train.add_argument("--recipe", required=True, type=Path, metavar="FILE.toml")
+    train.set_defaults(run=_train)
+
+    compile_ = verbs.add_parser("compile", help="build and gate a version for profiles")
+    compile_.add_argument("model")
+    compile_.add_argument("version", type=int)
+    compile_.add_argument("--profile", action="append", required=True, dest="profiles", metavar="PROFILE")
+    compile_.set_defaults(run=_compile)
+
+    verbs.add_parser("list", help="all versions").set_defaults(run=_list)
+
+    show = verbs.add_parser("show", help="a version with its builds and their gates")
+    show.add_argument("model")
+    show.add_argument("version", type=int)
+    show.set_defaults(run=_show)
+
+    check = verbs.add_parser("check", help="is this file a model that the profile's runtime loads?")
+    check.add_argument("file", type=Path)
+    check.add_argument("--profile", required=True)
+    check.set_defaults(run=_check)
+
+    verbs = nouns.add_parser("job", help="long work").add_subparsers(dest="verb", required=True, metavar="VERB")
+    job = verbs.add_parser("show", help="a job with its log")
+    job.add_argument("job", type=int)
+    job.set_defaults(run=_job)
+
+
+def _profiles(options: argparse.Namespace, session: Session) -> None:
+    with session.client() as client:
+        profiles = client.profiles()
+    columns = ("name", "architecture", "runtime", "description")
+    session.show(profiles, table(profiles, columns, empty="no profiles"))
+
+
+def _train(options: argparse.Namespace, session: Session) -> None:
+    try:
+        recipe = tomllib.loads(read_text(options.recipe))
+    except tomllib.TOMLDecodeError as error:
+        raise Rejected(f"{options.recipe}: expected TOML, got an error: {error}") from error
+    with session.client() as client:
+        job = client.train(options.model, dataset=options.data, recipe=recipe)
+        done = client.wait_for_job(job["id"], on_log=None if session.as_json else print)
+    result = done["result"]
+    session.show(done, f"trained {options.model} version {result['version']}")
+
+
+def _compile(options: argparse.Namespace, session: Session) -> None:
+    with session.client() as client:
+        job = client.compile(options.model, options.version, profiles=options.profiles)
+        client.wait_for_job(job["id"], on_log=None if session.as_json else print)
+        model = client.model(options.model, options.version)
+    session.show(model, _builds(model))
+    refused = [build["profile"] for build in model["builds"] if build["gate"] != "passed"]
+    if refused:
+        raise Rejected(f"{options.model} {options.version}: expected every gate passed, got {', '.join(refused)} not")
+
+
+def _list(options: argparse.Namespace, session: Session) -> None:
+    with session.client() as client:
+        models = client.models()
+    columns = ("model", "version", "dataset", "trained_at")
+    session.show(models, table(models, columns, empty="no models yet: skerry model train NAME ..."))
+
+
+def _show(options: argparse.Namespace, session: Session) -> None:
+    with session.client() as client:
+        model = client.model(options.model, options.version)
+    session.show(model, _builds(model))
+
+
+def _builds(model: dict[str, Any]) -> str:
+    rows = [
+        {
+            "profile": build["profile"],
+            "gate": build["gate"],
+            "candidate": candidate["name"],
+            "chosen": "chosen" if candidate["name"] == build["report"].get("chosen") else "",
+            **{key: candidate.get(key) for key in ("size_bytes", "accuracy", "agreement")},
+            "why not": "; ".join(candidate.get("reasons", ())),
+        }
+        for build in model["builds"]
+        for candidate in build["report"].get("candidates", ())
+    ]
+    columns = ("profile", "gate", "candidate", "chosen", "size_bytes", "accuracy", "agreement", "why not")
+    return table(rows, columns, empty="no builds yet: skerry model compile NAME VERSION --profile PROFILE")
+
+
+def _check(options: argparse.Namespace, session: Session) -> None:
+    from converters.checks import check_model_file
+    from firmware_profiles import load_profile
+
+    profile = load_profile(options.profile)
+    data = read_bytes(options.file)
+    found = check_model_file(data, profile)
+    session.show({"file": str(options.file), "format": found}, f"{options.file}: {found}, accepted for {profile.name}")
+
+
+def _job(options: argparse.Namespace, session: Session) -> None:
+    with session.client() as client:
+        job = client.job(options.job)
+    tail = f"\nerror: {job['error']}" if job["error"] else ""
+    session.show(job, f"job {job['id']} {job['kind']}: {job['state']}\n{job['log']}{tail}".rstrip())

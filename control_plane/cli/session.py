@@ -1,0 +1,93 @@
+"""What every command has at hand: the client for the right server, and how to print an answer."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from skerry.client import Client
+from skerry.errors import Broken, Rejected
+
+DEFAULT_HOME = Path("~/.local/share/skerry")
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """The options and environment of one command."""
+
+    home: Path | None
+    url: str
+    token: str
+    ca: str
+    key_passphrase: str
+    as_json: bool
+
+    def client(self) -> Client:
+        """Return a client for the server of the home folder, or of the environment.
+
+        Raises:
+            Rejected: neither names a server.
+        """
+        if self.home is None and self.url:
+            if not self.token:
+                raise Rejected("expected SKERRY_TOKEN beside SKERRY_URL, got none")
+            return Client(self.url, self.token, ca=self.ca or None)
+        home = (self.home or DEFAULT_HOME).expanduser()
+        if not (home / "settings.toml").is_file():
+            raise Rejected(
+                f"expected a server's home folder, got {home} without settings.toml; "
+                "give --home, or SKERRY_URL and SKERRY_TOKEN"
+            )
+        from control_plane.settings import load_settings
+
+        settings = load_settings(home)
+        return Client(f"http://127.0.0.1:{settings.pages_port}", read_text(home / "operator.token").strip())
+
+    def show(self, answer: Any, text: str) -> None:
+        """Print the answer as JSON where asked for, as the text otherwise."""
+        print(json.dumps(answer, indent=2, sort_keys=True) if self.as_json else text)
+
+
+def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, empty: str) -> str:
+    """Return the rows as an aligned table with the column names on top, or `empty` when there are none."""
+    if not rows:
+        return empty
+    cells = [[_cell(row.get(column)) for column in columns] for row in rows]
+    widths = [max(len(column), *(len(line[i]) for line in cells)) for i, column in enumerate(columns)]
+    lines = [[column.upper() for column in columns], *cells]
+    return "\n".join(
+        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+def _cell(value: Any) -> str:
+    if value is None or value == "":
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value)
+
+
+def read_bytes(path: Path, *, limit: int = 256 << 20) -> bytes:
+    """Read a file that the user named; raises `Rejected` when it is missing or too large."""
+    try:
+        if path.stat().st_size > limit:
+            raise Rejected(f"{path}: expected at most {limit} bytes, got {path.stat().st_size}")
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise Rejected(f"{path}: expected a file, got none; check the path") from error
+    except IsADirectoryError as error:
+        raise Rejected(f"{path}: expected a file, got a folder") from error
+    except PermissionError as error:
+        raise Broken(f"{path}: expected a readable file, got no permission") from error
+
+
+def read_text(path: Path) -> str:
+    """Read a UTF-8 text file that the user named; raises `Rejected`."""
+    try:
+        return read_bytes(path).decode()
+    except UnicodeDecodeError as error:
+        raise Rejected(f"{path}: expected UTF-8 text, got other bytes") from error

@@ -1,0 +1,154 @@
+"""The job that compiles: one task per profile, each a gate report and, when it passed, the files of an artifact.
+
+A version that follows another is gated against that one on the labelled windows from the field (the parts of the role
+`gate`), where there are any.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from control_plane import datasets, jobs
+from control_plane.events import record
+from control_plane.home import Home
+from control_plane.refusals import Conflict, Unknown
+from control_plane.schema import Build, Job, ModelVersion, Release
+from control_plane.store import Blobs
+from control_plane.train_job import job_key
+from skerry.errors import Rejected
+
+if TYPE_CHECKING:
+    from converters.samples import Samples
+
+MANIFEST = "manifest.json"
+
+
+def ask(session: Session, *, model: str, version: int, profiles: Sequence[str], window_n: int, now: datetime) -> Job:
+    """Ask for the builds of a model version; the same question again is the same job.
+
+    Raises:
+        Unknown: there is no such version.
+        Rejected: a profile is unknown, or none is given.
+        Conflict: the version is in a release already: what was signed must not change.
+    """
+    from firmware_profiles import load_profile
+
+    row = session.get(ModelVersion, (model, version))
+    if row is None:
+        raise Unknown(f"model: expected a trained version, got {model} {version}")
+    names = sorted(set(profiles))
+    if not names:
+        raise Rejected("profiles: expected at least one, got none")
+    previous = _previous(session, row)
+    parameters: dict[str, Any] = {
+        "model": model,
+        "version": version,
+        "profiles": {name: asdict(load_profile(name)) for name in names},
+        "bundle": row.bundle,
+        "parts": row.parts,
+        "gate_parts": [part.sha256 for part in datasets.parts(session, row.dataset, role="gate")],
+        "previous": previous.bundle if previous else "",
+        "previous_version": previous.version if previous else 0,
+        "window_n": window_n,
+        # of the version, not of the job: equal inputs give equal bytes
+        "created": row.trained_at.strftime("%Y-%m-%dT%H:%M:%SZ"),
+    }
+    key = job_key("compile", parameters)
+    asked = session.scalar(select(Job).where(Job.key == key, Job.state != "failed"))
+    if asked is not None:
+        return asked
+    released = session.scalar(select(Release.name).where(Release.model == model, Release.version == version))
+    if released is not None:
+        raise Conflict(f"{model} {version}: expected a version without a release, got {released}; train a new version")
+    return jobs.ask(session, kind="compile", parameters=parameters, key=key, now=now)
+
+
+def tasks(parameters: jobs.Parameters) -> list[jobs.Parameters]:
+    """Make one task per profile."""
+    shared = {name: value for name, value in parameters.items() if name != "profiles"}
+    return [{**shared, "profile": profile} for profile in parameters["profiles"]]
+
+
+def work(home: str, task: jobs.Parameters, log: Callable[[str], None]) -> jobs.Result:
+    """Compile for one profile, in a worker process."""
+    from control_plane.training import Trained, split
+    from converters.compile import compile_model
+    from firmware_profiles import load_profile
+
+    blobs = Blobs(Home(Path(home)).blobs)
+    trained = Trained.from_bytes(blobs.get(task["bundle"]))
+    calibration, holdout = split(trained.recipe, _samples(blobs, task["parts"]))
+    previous = Trained.from_bytes(blobs.get(task["previous"])).network if task["previous"] else None
+    gated = bool(previous and task["gate_parts"])
+    if previous and not gated:
+        log(f"{task['profile']}: no labelled windows from the field: not gated against {task['previous_version']}")
+    outcome = compile_model(
+        trained.network,
+        load_profile(task["profile"]),
+        name=task["model"],
+        version=task["version"],
+        created=task["created"],
+        calibration=calibration,
+        holdout=holdout,
+        field=_samples(blobs, task["gate_parts"]) if gated else None,
+        previous=previous if gated else None,
+        lineage={**trained.lineage, "bundle_sha256": task["bundle"]},
+        window_n=task["window_n"],
+        log=log,
+    )
+    files = {name: blobs.put(data) for name, data in (outcome.artifact or {}).items()}
+    return {
+        "profile": task["profile"],
+        "gate": outcome.report.verdict,
+        "manifest": files.pop(MANIFEST, ""),
+        "files": files,
+        "report": outcome.report.to_json(),
+    }
+
+
+def finish(session: Session, task: jobs.Parameters, results: list[jobs.Result], now: datetime) -> jobs.Result:
+    """Write the builds, in place of earlier ones of the same version."""
+    model, version = task["model"], task["version"]
+    released = session.scalar(select(Release.name).where(Release.model == model, Release.version == version))
+    if released is not None:
+        raise Conflict(f"{model} {version}: expected a version without a release, got {released} meanwhile")
+    for outcome in results:
+        known = select(Build).where(Build.model == model, Build.version == version, Build.profile == outcome["profile"])
+        build = session.scalar(known) or Build(model=model, version=version, profile=outcome["profile"])
+        build.gate, build.manifest = outcome["gate"], outcome["manifest"]
+        build.files, build.report, build.built_at = outcome["files"], outcome["report"], now
+        session.add(build)
+        session.flush()
+        text = f"{model} {version} for {build.profile}: gate {build.gate}"
+        record(session, "build", f"{model} {version}", text, profile=build.profile, gate=build.gate)
+    return {
+        "model": model,
+        "version": version,
+        "builds": {outcome["profile"]: outcome["gate"] for outcome in results},
+    }
+
+
+def _previous(session: Session, row: ModelVersion) -> ModelVersion | None:
+    """The newest earlier version that is released, else the newest earlier one: what the field runs, or would."""
+    earlier = select(ModelVersion).where(ModelVersion.model == row.model, ModelVersion.version < row.version)
+    released = select(Release.version).where(Release.model == row.model, Release.state == "live")
+    newest_first = ModelVersion.version.desc()
+    return (
+        session.scalars(earlier.where(ModelVersion.version.in_(released)).order_by(newest_first).limit(1)).first()
+        or session.scalars(earlier.order_by(newest_first).limit(1)).first()
+    )
+
+
+def _samples(blobs: Blobs, digests: Sequence[str]) -> "Samples":
+    from converters.samples import check_samples
+
+    rows = datasets.load(blobs, digests)
+    return check_samples(rows.x, rows.y, rows.group, labels=len(rows.labels))
+
+
+KIND = jobs.Kind(tasks=tasks, work=work, finish=finish)

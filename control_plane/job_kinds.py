@@ -1,0 +1,8 @@
+"""The kinds of jobs that a control plane knows."""
+
+from collections.abc import Mapping
+
+from control_plane import compile_job, train_job
+from control_plane.jobs import Kind
+
+KINDS: Mapping[str, Kind] = {"train": train_job.KIND, "compile": compile_job.KIND}

@@ -1,0 +1,297 @@
+"""What the pages show of the fleet, read into frozen values: no HTML here, no clock, no request.
+
+Each function takes a read-only session and `now`, and returns what one fragment of the page needs.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from control_plane.schema import Deployment, Device, Event, Finding, Rollout, Wave, Window
+
+RECENT_WINDOWS = 24
+WINDOWS_READ = 20_000
+RECENT_EVENTS = 40
+RECENT_ROLLOUTS = 4
+MOST_ROCKS = 24
+_URGENCY = ("failed", "drifting", "away", "moving", "revoked", "good")
+_SETTLED = ("idle", "committed", "")
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceView:
+    """One row of the device table. `health` is one of good, moving, drifting, away, failed, revoked; `word` says why.
+
+    `note` is the last error that the device told of, which may be over.
+
+    `accuracy` are shares of correct among labelled rows of the last windows, oldest first; empty without labels.
+    """
+
+    name: str
+    profile: str
+    runtime: str
+    group: str
+    release: str
+    health: str
+    word: str
+    note: str
+    online: bool
+    last_seen: datetime | None
+    ago: str
+    outbox_depth: int
+    inferences: int
+    accuracy: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FleetView:
+    """The fleet at a glance. `releases` are (release, how many devices run it), the most frequent first.
+
+    `rocks` are the devices to draw: all of a small fleet, of a large one those that need a look first. `accuracy_low`
+    is the foot of every device's sparkline, so that they can be compared.
+    """
+
+    devices: tuple[DeviceView, ...]
+    rocks: tuple[DeviceView, ...]
+    online: int
+    buffered: int
+    accuracy_low: float
+    releases: tuple[tuple[str, int], ...]
+    headline: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeploymentView:
+    """One device's attempt; the times are None before they happen."""
+
+    device: str
+    state: str
+    reason: str
+    assigned_at: datetime | None
+    ended_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class WaveView:
+    """One wave of a rollout with its deployments."""
+
+    number: int
+    name: str
+    state: str
+    deployments: tuple[DeploymentView, ...]
+    committed: int
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutView:
+    """One rollout with its waves in order."""
+
+    id: int
+    release: str
+    state: str
+    reason: str
+    ago: str
+    created_at: datetime
+    waves: tuple[WaveView, ...]
+    devices: int
+    committed: int
+
+
+@dataclass(frozen=True, slots=True)
+class EventView:
+    """One line of the timeline."""
+
+    id: int
+    at: datetime
+    ago: str
+    kind: str
+    subject: str
+    text: str
+
+
+def fleet(session: Session, *, now: datetime) -> FleetView:
+    """Return all devices by name, with the sentence that sums them up."""
+    devices = tuple(session.scalars(select(Device).order_by(Device.name)))
+    accuracy = _recent_accuracy(session)
+    drifting = _drifting(session)
+    views = tuple(
+        _device(device, accuracy.get(device.name, ()), drifting=device.name in drifting, now=now) for device in devices
+    )
+    online = sum(view.online for view in views)
+    running: dict[str, int] = {}
+    for view in views:
+        if view.release:
+            running[view.release] = running.get(view.release, 0) + 1
+    releases = tuple(sorted(running.items(), key=lambda item: (-item[1], item[0])))
+    return FleetView(
+        devices=views,
+        rocks=views if len(views) <= MOST_ROCKS else tuple(sorted(views, key=_urgency)[:MOST_ROCKS]),
+        online=online,
+        buffered=sum(view.outbox_depth for view in views),
+        accuracy_low=max(0.0, min((value for view in views for value in view.accuracy), default=0.0) - 0.1),
+        releases=releases,
+        headline=_headline(total=len(views), online=online, releases=releases),
+    )
+
+
+def rollouts(session: Session, *, now: datetime, limit: int = RECENT_ROLLOUTS) -> tuple[RolloutView, ...]:
+    """Return the newest rollouts, newest first, each with its waves and deployments."""
+    rows = tuple(session.scalars(select(Rollout).order_by(Rollout.id.desc()).limit(limit)))
+    ids = [row.id for row in rows]
+    waves = tuple(session.scalars(select(Wave).where(Wave.rollout.in_(ids)).order_by(Wave.number)))
+    deployments = tuple(
+        session.scalars(select(Deployment).where(Deployment.rollout.in_(ids)).order_by(Deployment.device))
+    )
+    views = []
+    for row in rows:
+        own = tuple(_wave(wave, deployments) for wave in waves if wave.rollout == row.id)
+        views.append(
+            RolloutView(
+                id=row.id,
+                release=row.release,
+                state=row.state,
+                reason=row.reason,
+                ago=ago(row.created_at, now=now),
+                created_at=row.created_at,
+                waves=own,
+                devices=sum(len(wave.deployments) for wave in own),
+                committed=sum(wave.committed for wave in own),
+            )
+        )
+    return tuple(views)
+
+
+def timeline(session: Session, *, now: datetime, limit: int = RECENT_EVENTS) -> tuple[EventView, ...]:
+    """Return the newest events, newest first."""
+    rows = session.scalars(select(Event).order_by(Event.id.desc()).limit(limit))
+    return tuple(
+        EventView(id=row.id, at=row.at, ago=ago(row.at, now=now), kind=row.kind, subject=row.subject, text=row.text)
+        for row in rows
+    )
+
+
+def ago(then: datetime | None, *, now: datetime) -> str:
+    """Say how long ago `then` was, coarsely: "just now", "40 s ago", "3 h ago"; "never" for None."""
+    if then is None:
+        return "never"
+    seconds = (now - then).total_seconds()
+    if seconds < 5:
+        return "just now"
+    for length, unit in ((86_400 * 2, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= length:
+            return f"{seconds // (86_400 if unit == 'd' else length):.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
+
+
+def _device(device: Device, accuracy: tuple[float, ...], *, drifting: bool, now: datetime) -> DeviceView:
+    reported = device.reported
+    health, word = _health(device, drifting=drifting)
+    return DeviceView(
+        name=device.name,
+        profile=device.profile,
+        runtime=_text(reported, "runtime"),
+        group=device.group,
+        release=_text(reported, "release"),
+        health=health,
+        word=word,
+        note=_text(reported, "last_error"),
+        online=device.online and device.state != "revoked",
+        last_seen=device.last_seen,
+        ago=ago(device.last_seen, now=now),
+        outbox_depth=int(reported.get("outbox_depth", 0)),
+        inferences=int(reported.get("inferences", 0)),
+        accuracy=accuracy,
+    )
+
+
+def _health(device: Device, *, drifting: bool) -> tuple[str, str]:
+    """Judge one device: what needs a person first wins."""
+    state = _text(device.reported, "state")
+    if device.state == "revoked":
+        return "revoked", "revoked"
+    if state in ("failed", "rolling_back"):
+        return "failed", "the last deployment failed" if state == "failed" else "rolling back"
+    if not device.online:
+        return "away", "out of reach; it goes on inferring" if _text(device.reported, "release") else "out of reach"
+    if state not in _SETTLED:
+        return "moving", state.replace("_", " ")
+    if drifting:
+        return "drifting", "its data left its baseline"
+    return "good", "running" if _text(device.reported, "release") else "enrolled, nothing assigned yet"
+
+
+def _drifting(session: Session) -> set[str]:
+    """Return the devices with a local finding on the model version that they still run."""
+    rows = session.execute(select(Finding.device, Finding.model, Finding.version).where(Finding.kind == "local"))
+    found = {(device, f"{model}-{version}") for device, model, version in rows}
+    running = session.execute(select(Device.name, Device.reported))
+    return {name for name, reported in running if (name, _text(reported, "release")) in found}
+
+
+def _recent_accuracy(session: Session) -> dict[str, tuple[float, ...]]:
+    """Return per device the accuracy of its last windows that had labels, oldest first.
+
+    Only the newest `WINDOWS_READ` windows of the fleet are looked at, so that the page costs the same in every year.
+    """
+    newest = session.scalar(select(func.max(Window.id))) or 0
+    place = func.row_number().over(partition_by=Window.device, order_by=(Window.end.desc(), Window.sequence.desc()))
+    recent = (
+        select(Window.device, Window.labelled, Window.correct, place.label("place"))
+        .where(Window.labelled > 0, Window.id > newest - WINDOWS_READ)
+        .subquery()
+    )
+    rows = session.execute(
+        select(recent.c.device, recent.c.labelled, recent.c.correct)
+        .where(recent.c.place <= RECENT_WINDOWS)
+        .order_by(recent.c.device, recent.c.place.desc())
+    )
+    found: dict[str, tuple[float, ...]] = {}
+    for device, labelled, correct in rows:
+        found[device] = (*found.get(device, ()), correct / labelled)
+    return found
+
+
+def _wave(wave: Wave, deployments: tuple[Deployment, ...]) -> WaveView:
+    own = tuple(
+        DeploymentView(
+            device=row.device,
+            state=row.state,
+            reason=row.reason,
+            assigned_at=row.assigned_at,
+            ended_at=row.ended_at,
+        )
+        for row in deployments
+        if (row.rollout, row.wave) == (wave.rollout, wave.number)
+    )
+    committed = sum(deployment.state == "committed" for deployment in own)
+    return WaveView(number=wave.number, name=wave.name, state=wave.state, deployments=own, committed=committed)
+
+
+def _headline(*, total: int, online: int, releases: tuple[tuple[str, int], ...]) -> str:
+    """Sum the fleet up in one sentence."""
+    if not total:
+        return "No device has enrolled yet."
+    devices = "One device" if total == 1 else f"{total} devices"
+    reach = "in reach" if online == total else f"{online} in reach"
+    if not releases:
+        return f"{devices}, {reach}. Nothing is running yet."
+    if len(releases) == 1 and releases[0][1] == total:
+        return f"{devices}, {reach}. {'It runs' if total == 1 else 'All run'} {releases[0][0]}."
+    parts = [f"{count} run{'s' if count == 1 else ''} {release}" for release, count in releases]
+    idle = total - sum(count for _, count in releases)
+    if idle:
+        parts.append(f"{idle} run{'s' if idle == 1 else ''} nothing yet")
+    return f"{devices}, {reach}: " + ", ".join(parts) + "."
+
+
+def _urgency(view: DeviceView) -> tuple[int, str]:
+    return _URGENCY.index(view.health), view.name
+
+
+def _text(values: Mapping[str, object], key: str) -> str:
+    """Read a text that a device reported; anything else counts as none."""
+    value = values.get(key, "")
+    return value if isinstance(value, str) else ""

@@ -1,0 +1,252 @@
+"""Rollouts over persistent state: made once, then brought forward by a reconciler that may be called at any time.
+
+The decisions are the planner's (`rollout_planner`); this module reads rows into its values, does its actions in one
+transaction per rollout, and publishes the assignments after the commit. Whoever dies in between loses nothing: what is
+assigned is retained anew whenever the control plane connects to the broker.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from control_plane import director
+from control_plane.events import record
+from control_plane.refusals import Conflict, Unknown
+from control_plane.rollout_planner import (
+    Action,
+    Assign,
+    Attempt,
+    Candidate,
+    DeviceNow,
+    EndRollout,
+    EndWave,
+    Settle,
+    StartWave,
+    WaveRequest,
+    plan,
+    spread,
+)
+from control_plane.rollout_planner import Wave as WaveNow
+from control_plane.schema import Build, Deployment, Device, Release, Rollout, Wave
+from skerry.wire import codec, topics
+from skerry.wire.manifest import target_name
+from skerry.wire.messages import Assign as AssignMessage
+from skerry.wire.messages import Terms
+
+if TYPE_CHECKING:
+    from control_plane.plane import Plane
+
+OPEN = ("running", "paused")
+
+
+def create(session: Session, *, release: str, waves: Sequence[WaveRequest], now: datetime) -> Rollout:
+    """Make a rollout of a live release: its waves, and a waiting deployment for each device in them.
+
+    Devices without a build for their profile, or in another open rollout, are left out with that reason.
+
+    Raises:
+        Unknown: there is no such release.
+        Conflict: it is not live.
+        Rejected: the waves cannot be made, or no device is left.
+    """
+    row = session.get(Release, release)
+    if row is None:
+        raise Unknown(f"release: expected one that was made, got {release!r}")
+    if row.state != "live":
+        raise Conflict(
+            f"release {release}: expected it to be live, got {row.state}; sign it first: skerry release sign"
+        )
+    manifests = _manifests(session, row)
+    groups = spread(waves, _candidates(session, manifests), seed=release)
+
+    rollout = Rollout(release=release, state="running", created_at=now)
+    session.add(rollout)
+    session.flush()
+    session.add_all(
+        Wave(rollout=rollout.id, number=number, name=request.name, state="waiting")
+        for number, request in enumerate(waves, start=1)
+    )
+    placed = [(number, candidate) for number, group in enumerate(groups, start=1) for candidate in group]
+    session.add_all(
+        Deployment(
+            id=f"r{rollout.id}-{index}",
+            rollout=rollout.id,
+            wave=number,
+            device=candidate.name,
+            release=release,
+            manifest=manifests.get(candidate.profile, ""),
+            state="left-out" if candidate.obstacle else "waiting",
+            reason=candidate.obstacle,
+        )
+        for index, (number, candidate) in enumerate(placed, start=1)
+    )
+    record(
+        session,
+        "rollout",
+        str(rollout.id),
+        f"rollout {rollout.id} of {release} to {len(placed)} devices in {len(groups)} waves",
+        rollout=rollout.id,
+        release=release,
+    )
+    return rollout
+
+
+def cancel(session: Session, number: int, *, now: datetime) -> Rollout:
+    """End an open rollout: nothing more is assigned, what is assigned goes on; raises `Unknown` or `Conflict`."""
+    rollout = session.get(Rollout, number)
+    if rollout is None:
+        raise Unknown(f"rollout: expected one that was made, got {number}")
+    if rollout.state not in OPEN:
+        raise Conflict(f"rollout {number}: expected one that runs or is paused, got {rollout.state}")
+    waiting = select(Deployment).where(Deployment.rollout == number, Deployment.state == "waiting")
+    for deployment in session.scalars(waiting):
+        _settle(deployment, "left-out", "the rollout was cancelled", now)
+    rollout.state, rollout.reason, rollout.ended_at = "cancelled", "cancelled by an operator", now
+    record(session, "rollout", str(number), f"rollout {number} of {rollout.release} cancelled", rollout=number)
+    return rollout
+
+
+def reconcile(plane: "Plane", now: datetime) -> int:
+    """Bring every running rollout as far as it can go now; return the number of actions done.
+
+    Called twice with nothing new in between, the second call does nothing and returns 0.
+    """
+    with plane.readers() as session:
+        running = list(session.scalars(select(Rollout.id).where(Rollout.state == "running").order_by(Rollout.id)))
+        due = [number for number in running if _plan(session, number)]
+    done = 0
+    for number in due:
+        messages: list[tuple[str, AssignMessage]] = []
+        with plane.sessions.begin() as session:
+            while actions := _plan(session, number):
+                for action in actions:
+                    messages += _do(plane, session, number, action, now)
+                session.flush()
+                done += len(actions)
+        for device, message in messages:
+            topic = topics.down(topics.identity(plane.settings.project, device), "assign")
+            plane.outgoing.publish(topic, codec.encode(message), retain=True)
+    return done
+
+
+def _plan(session: Session, number: int) -> tuple[Action, ...]:
+    rollout = session.get_one(Rollout, number)
+    waves = session.scalars(select(Wave).where(Wave.rollout == number).order_by(Wave.number))
+    deployments = list(
+        session.scalars(select(Deployment).where(Deployment.rollout == number).order_by(Deployment.wave, Deployment.id))
+    )
+    devices = session.scalars(select(Device).where(Device.name.in_([one.device for one in deployments])))
+    return plan(
+        rollout.state,
+        [WaveNow(number=wave.number, state=wave.state) for wave in waves],
+        [
+            Attempt(
+                id=one.id,
+                wave=one.wave,
+                device=one.device,
+                manifest=one.manifest,
+                state=one.state,
+                reason=one.reason,
+            )
+            for one in deployments
+        ],
+        {
+            device.name: DeviceNow(
+                manifest=str(device.reported.get("manifest", "")), enrolled=device.state == "enrolled"
+            )
+            for device in devices
+        },
+    )
+
+
+def _do(
+    plane: "Plane", session: Session, number: int, action: Action, now: datetime
+) -> list[tuple[str, AssignMessage]]:
+    match action:
+        case StartWave(wave):
+            row = session.get_one(Wave, (number, wave))
+            row.state, row.started_at = "running", now
+            record(session, "wave", str(number), f"rollout {number}: wave {row.name} starts", rollout=number, wave=wave)
+        case EndWave(wave, state):
+            row = session.get_one(Wave, (number, wave))
+            row.state, row.ended_at = state, now
+            row.started_at = row.started_at or now
+            record(
+                session, "wave", str(number), f"rollout {number}: wave {row.name} {state}", rollout=number, wave=wave
+            )
+        case Assign(attempt):
+            deployment = session.get_one(Deployment, attempt)
+            deployment.state, deployment.assigned_at = "assigned", now
+            return [(deployment.device, _assign(plane, session, deployment))]
+        case Settle(attempt, state, reason):
+            _settle(session.get_one(Deployment, attempt), state, reason, now)
+        case EndRollout(state, reason):
+            rollout = session.get_one(Rollout, number)
+            rollout.state, rollout.reason = state, reason
+            rollout.ended_at = now if state == "done" else None
+            text = f"rollout {number} of {rollout.release} {state}" + (f": {reason}" if reason else "")
+            record(session, "rollout", str(number), text, rollout=number, release=rollout.release)
+    return []
+
+
+def _assign(plane: "Plane", session: Session, deployment: Deployment) -> AssignMessage:
+    release = session.get_one(Release, deployment.release)
+    device = session.get_one(Device, deployment.device)
+    target = target_name(release.model, release.version, device.profile, "manifest.json")
+    # the director fills in the counter and the time
+    terms = Terms(
+        device=device.name,
+        counter=0,
+        issued="",
+        deployment=deployment.id,
+        release=release.name,
+        rollback=_is_older(session, release, device),
+    )
+    message = director.assign(plane, session, device=device.name, terms=terms, target=target)
+    record(
+        session,
+        "deployment",
+        device.name,
+        f"{device.name}: {release.name} assigned",
+        deployment=deployment.id,
+        rollout=deployment.rollout,
+        release=release.name,
+        state="assigned",
+    )
+    return message
+
+
+def _is_older(session: Session, release: Release, device: Device) -> bool:
+    running = session.scalars(select(Build).where(Build.manifest == str(device.reported.get("manifest", "")))).first()
+    return running is not None and running.model == release.model and running.version > release.version
+
+
+def _settle(deployment: Deployment, state: str, reason: str, now: datetime) -> None:
+    deployment.state, deployment.reason, deployment.ended_at = state, reason, now
+
+
+def _manifests(session: Session, release: Release) -> dict[str, str]:
+    builds = select(Build).where(Build.model == release.model, Build.version == release.version, Build.manifest != "")
+    return {build.profile: build.manifest for build in session.scalars(builds)}
+
+
+def _candidates(session: Session, manifests: dict[str, str]) -> list[Candidate]:
+    busy = select(Deployment).join(Rollout, Rollout.id == Deployment.rollout)
+    busy = busy.where(Rollout.state.in_(OPEN), Deployment.state != "left-out")
+    in_rollout = {deployment.device: deployment.rollout for deployment in session.scalars(busy)}
+    devices = session.scalars(select(Device).where(Device.state == "enrolled").order_by(Device.name))
+    return [
+        Candidate(device.name, device.profile, _obstacle(device, manifests, in_rollout.get(device.name)))
+        for device in devices
+    ]
+
+
+def _obstacle(device: Device, manifests: dict[str, str], rollout: int | None) -> str:
+    if device.profile not in manifests:
+        return f"the release has no passed build for profile {device.profile}"
+    if rollout is not None:
+        return f"it is in rollout {rollout}, which is not over"
+    return ""

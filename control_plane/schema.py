@@ -1,0 +1,301 @@
+"""The database schema: one set of tables for SQLite and PostgreSQL, made by Alembic, read through SQLAlchemy.
+
+Times are UTC; `event_time` columns are the devices' event clocks in seconds since 1970. Bytes of models, data and
+artifacts are not here but in the object store, named by SHA-256.
+"""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import JSON, DateTime, ForeignKey, Index, LargeBinary, String, UniqueConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import TypeDecorator
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """A datetime that is always aware and UTC: SQLite forgets the zone, so it is put back on reading."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Any) -> datetime | None:  # noqa: ARG002 -- the interface
+        """Refuse naive datetimes, convert the others to UTC."""
+        if value is not None and value.tzinfo is None:
+            raise ValueError("expected an aware datetime, got a naive one")
+        return value.astimezone(UTC) if value is not None else None
+
+    def process_result_value(self, value: datetime | None, dialect: Any) -> datetime | None:  # noqa: ARG002 -- same
+        """Return aware datetimes."""
+        if value is not None and value.tzinfo is None:
+            return value.replace(tzinfo=UTC)
+        return value
+
+
+class Table(DeclarativeBase):
+    """The declarative root of all tables."""
+
+    type_annotation_map = {  # noqa: RUF012 -- SQLAlchemy reads this class attribute, it is not an instance's
+        datetime: UtcDateTime,
+        dict[str, Any]: JSON,
+        list[Any]: JSON,
+    }
+
+
+class Device(Table):
+    """One agent identity. `reported` is the last `Reported` message, `state` is enrolled or revoked."""
+
+    __tablename__ = "device"
+    name: Mapped[str] = mapped_column(String(63), primary_key=True)
+    profile: Mapped[str] = mapped_column(String(63))
+    group: Mapped[str] = mapped_column("group_name", String(63), default="default")
+    state: Mapped[str] = mapped_column(String(16), default="enrolled")
+    certificate_serial: Mapped[str] = mapped_column(String(64))
+    certificate_expires: Mapped[datetime]
+    enrolled_at: Mapped[datetime]
+    online: Mapped[bool] = mapped_column(default=False)
+    last_seen: Mapped[datetime | None]
+    reported: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    assign_counter: Mapped[int] = mapped_column(default=0)
+
+
+class ClaimToken(Table):
+    """A claim token, stored as SHA-256, bound to a profile and group and, where given, to one device name."""
+
+    __tablename__ = "claim_token"
+    sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
+    profile: Mapped[str] = mapped_column(String(63))
+    group: Mapped[str] = mapped_column("group_name", String(63), default="default")
+    device: Mapped[str] = mapped_column(String(63), default="")
+    uses_left: Mapped[int] = mapped_column(default=1)
+    expires: Mapped[datetime]
+
+
+class DatasetPart(Table):
+    """One upload of a data set. `role` is train (may be learnt from) or gate (labelled in the field, gates alone)."""
+
+    __tablename__ = "dataset_part"
+    __table_args__ = (UniqueConstraint("dataset", "role", "sha256"),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    dataset: Mapped[str] = mapped_column(String(63))
+    role: Mapped[str] = mapped_column(String(8))
+    sha256: Mapped[str] = mapped_column(String(64))
+    rows: Mapped[int]
+    summary: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    added_at: Mapped[datetime]
+
+
+class ModelVersion(Table):
+    """A trained, unconverted model with its lineage: data digests, recipe, metrics. `bundle` is its blob."""
+
+    __tablename__ = "model_version"
+    model: Mapped[str] = mapped_column(String(63), primary_key=True)
+    version: Mapped[int] = mapped_column(primary_key=True)
+    dataset: Mapped[str] = mapped_column(String(63))
+    parts: Mapped[list[Any]] = mapped_column(default=list)
+    recipe: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    metrics: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    bundle: Mapped[str] = mapped_column(String(64))
+    trained_at: Mapped[datetime]
+
+
+class Build(Table):
+    """The outcome of compiling one model version for one profile: the gate's report and, if passed, the artifact.
+
+    `gate` is passed, refused or "not run"; `manifest` is the SHA-256 of the artifact's manifest, empty unless passed;
+    `files` maps file names to SHA-256; `report` is the gate report with its candidates.
+    """
+
+    __tablename__ = "build"
+    __table_args__ = (UniqueConstraint("model", "version", "profile"),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    model: Mapped[str] = mapped_column(String(63))
+    version: Mapped[int]
+    profile: Mapped[str] = mapped_column(String(63))
+    gate: Mapped[str] = mapped_column(String(8))
+    manifest: Mapped[str] = mapped_column(String(64), default="", index=True)
+    files: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    report: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    built_at: Mapped[datetime]
+
+
+class Release(Table):
+    """One model version with its artifact for each profile. `payload` is the unsigned targets metadata to sign.
+
+    `state`: staged (signatures missing), live (threshold met, published), revoked.
+    """
+
+    __tablename__ = "release"
+    name: Mapped[str] = mapped_column(String(63), primary_key=True)
+    model: Mapped[str] = mapped_column(String(63))
+    version: Mapped[int]
+    state: Mapped[str] = mapped_column(String(8))
+    payload: Mapped[bytes] = mapped_column(LargeBinary)
+    created_at: Mapped[datetime]
+    live_at: Mapped[datetime | None]
+
+
+class Rollout(Table):
+    """The plan that moves a fleet to a release. `state`: running, paused, done, cancelled."""
+
+    __tablename__ = "rollout"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    release: Mapped[str] = mapped_column(ForeignKey("release.name"))
+    state: Mapped[str] = mapped_column(String(12))
+    reason: Mapped[str] = mapped_column(default="")
+    created_at: Mapped[datetime]
+    ended_at: Mapped[datetime | None]
+
+
+class Wave(Table):
+    """An ordered group of a rollout. `state`: waiting, running, done, failed."""
+
+    __tablename__ = "wave"
+    rollout: Mapped[int] = mapped_column(ForeignKey("rollout.id"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(63))
+    state: Mapped[str] = mapped_column(String(12))
+    started_at: Mapped[datetime | None]
+    ended_at: Mapped[datetime | None]
+
+
+class Deployment(Table):
+    """One device's attempt. `state` is waiting (not assigned yet), then a lifecycle state as the device reports it."""
+
+    __tablename__ = "deployment"
+    __table_args__ = (Index("ix_deployment_rollout", "rollout", "wave"),)
+    id: Mapped[str] = mapped_column(String(63), primary_key=True)
+    rollout: Mapped[int] = mapped_column(ForeignKey("rollout.id"))
+    wave: Mapped[int]
+    device: Mapped[str] = mapped_column(ForeignKey("device.name"), index=True)
+    release: Mapped[str] = mapped_column(ForeignKey("release.name"))
+    manifest: Mapped[str] = mapped_column(String(64))
+    state: Mapped[str] = mapped_column(String(16))
+    reason: Mapped[str] = mapped_column(default="")
+    bytes_received: Mapped[int] = mapped_column(default=0)
+    measured: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    assigned_at: Mapped[datetime | None]
+    ended_at: Mapped[datetime | None]
+    committed_event_time: Mapped[float | None]
+
+
+class TufMetadata(Table):
+    """Signed metadata as published. `repository` is `image` or `director/DEVICE`, `name` such as `3.snapshot`."""
+
+    __tablename__ = "tuf_metadata"
+    repository: Mapped[str] = mapped_column(String(80), primary_key=True)
+    name: Mapped[str] = mapped_column(String(80), primary_key=True)
+    body: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class Publication(Table):
+    """A blob whose chunks are retained on the broker; `bytes_sent` counts all payload bytes ever published for it."""
+
+    __tablename__ = "publication"
+    sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
+    release: Mapped[str] = mapped_column(ForeignKey("release.name"), index=True)
+    length: Mapped[int]
+    bytes_sent: Mapped[int] = mapped_column(default=0)
+
+
+class OutboxMark(Table):
+    """What of one device's epoch has been merged: everything up to `up_to`, and the sequence numbers in `beyond`."""
+
+    __tablename__ = "outbox_mark"
+    device: Mapped[str] = mapped_column(String(63), primary_key=True)
+    epoch: Mapped[str] = mapped_column(String(32), primary_key=True)
+    up_to: Mapped[int] = mapped_column(default=0)
+    beyond: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    merged: Mapped[int] = mapped_column(default=0)
+    repeated: Mapped[int] = mapped_column(default=0)
+    conflicts: Mapped[int] = mapped_column(default=0)
+    first_seen: Mapped[datetime]
+
+
+class Window(Table):
+    """The counts of one window of one device, merged exactly once. `tables` are lists of counts per bin."""
+
+    __tablename__ = "window"
+    __table_args__ = (
+        UniqueConstraint("device", "epoch", "sequence"),
+        Index("ix_window_manifest", "manifest", "device", "number"),
+    )
+    id: Mapped[int] = mapped_column(primary_key=True)
+    device: Mapped[str] = mapped_column(String(63))
+    epoch: Mapped[str] = mapped_column(String(32))
+    sequence: Mapped[int]
+    manifest: Mapped[str] = mapped_column(String(16))
+    monitor: Mapped[str] = mapped_column(String(16))
+    number: Mapped[int]
+    start: Mapped[int]
+    end: Mapped[int]
+    rows: Mapped[int]
+    labelled: Mapped[int]
+    correct: Mapped[int]
+    latency_p50_us: Mapped[int]
+    latency_p99_us: Mapped[int]
+    crc: Mapped[int]
+    tables: Mapped[list[Any]] = mapped_column(default=list)
+    merged_at: Mapped[datetime]
+
+
+class Gap(Table):
+    """Entries that a device gave up for lack of room, as its gap records say."""
+
+    __tablename__ = "gap"
+    device: Mapped[str] = mapped_column(String(63), primary_key=True)
+    epoch: Mapped[str] = mapped_column(String(32), primary_key=True)
+    sequence: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(String(16))
+    first: Mapped[int]
+    last: Mapped[int]
+    count: Mapped[int]
+    reason: Mapped[str]
+
+
+class Finding(Table):
+    """Something that drift statistics concluded. `kind`: local (one device) or world (the fleet).
+
+    `windows` counts the windows from the commissioning's end (or the last quiet decision) to the finding.
+    """
+
+    __tablename__ = "finding"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(String(8))
+    device: Mapped[str] = mapped_column(String(63), default="")
+    model: Mapped[str] = mapped_column(String(63))
+    version: Mapped[int]
+    log_e: Mapped[float]
+    severity: Mapped[float] = mapped_column(default=0.0)
+    event_time: Mapped[float]
+    window: Mapped[int]
+    detail: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    found_at: Mapped[datetime]
+
+
+class Job(Table):
+    """Long work with its record. `state`: queued, running, done, failed; `key` makes asking twice one job."""
+
+    __tablename__ = "job"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(String(16))
+    key: Mapped[str] = mapped_column(String(200), unique=True)
+    state: Mapped[str] = mapped_column(String(8))
+    parameters: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    log: Mapped[str] = mapped_column(default="")
+    result: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    error: Mapped[str] = mapped_column(default="")
+    leased_until: Mapped[datetime | None]
+    created_at: Mapped[datetime]
+    ended_at: Mapped[datetime | None]
+
+
+class Event(Table):
+    """The timeline that pages and scripts follow: one line a person can read, with its data."""
+
+    __tablename__ = "event"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    at: Mapped[datetime]
+    kind: Mapped[str] = mapped_column(String(24))
+    subject: Mapped[str] = mapped_column(String(80))
+    text: Mapped[str]
+    data: Mapped[dict[str, Any]] = mapped_column(default=dict)

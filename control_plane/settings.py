@@ -1,0 +1,120 @@
+"""Owns the settings of a control plane: one frozen dataclass, read from `settings.toml` and checked once."""
+
+import dataclasses
+import json
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from control_plane.home import write_secret
+from skerry.errors import Broken, Rejected
+from skerry.wire.topics import check_name
+
+EMBEDDED = "embedded"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What an operator decides.
+
+    `host` and `port` are where devices and remote operators come in (HTTPS); `pages_port` is plain HTTP on 127.0.0.1.
+    `broker` is `embedded` (on 127.0.0.1:`broker_port`) or `mqtt://HOST:PORT` or `mqtts://HOST:PORT`, whose CA
+    certificates are in the file `broker_ca`; `broker_advertised`, where given, is the address that devices are told
+    instead. `upload_limit_bytes` caps the body of a request.
+    """
+
+    project: str
+    host: str = "127.0.0.1"
+    port: int = 8443
+    pages_port: int = 8080
+    broker: str = EMBEDDED
+    broker_port: int = 1883
+    broker_ca: str = ""
+    broker_advertised: str = ""
+    upload_limit_bytes: int = 256 << 20
+
+    def __post_init__(self) -> None:
+        check_name(self.project, "project")
+        for name in ("port", "pages_port", "broker_port"):
+            if not 0 < getattr(self, name) < 65536:
+                raise Rejected(f"{name}: expected a port from 1 to 65535, got {getattr(self, name)}")
+        if self.port == self.pages_port:
+            raise Rejected(f"pages_port: expected another port than port, got {self.pages_port} for both")
+        if self.broker != EMBEDDED:
+            _check_broker(self.broker, "broker")
+        if self.broker_advertised:
+            _check_broker(self.broker_advertised, "broker_advertised")
+
+    @property
+    def embedded_broker(self) -> bool:
+        """Whether the control plane runs the broker itself."""
+        return self.broker == EMBEDDED
+
+    @property
+    def broker_url(self) -> str:
+        """The broker's address as the control plane uses it."""
+        return f"mqtt://127.0.0.1:{self.broker_port}" if self.embedded_broker else self.broker
+
+    @property
+    def public_broker_url(self) -> str:
+        """The broker's address without the control plane's user and password."""
+        parts = urlsplit(self.broker_url)
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+
+    @property
+    def device_broker_url(self) -> str:
+        """The broker's address as devices are told."""
+        return self.broker_advertised or self.public_broker_url
+
+    @property
+    def url(self) -> str:
+        """The address in join strings."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"https://{host}:{self.port}"
+
+    @property
+    def pages_url(self) -> str:
+        """The address of the pages, on this machine."""
+        return f"http://127.0.0.1:{self.pages_port}"
+
+
+def load_settings(home: Path) -> Settings:
+    """Read and check the settings of a home folder.
+
+    Raises:
+        Broken: the file cannot be read or is not TOML, or holds a key that means nothing here.
+        Rejected: a value is out of its range.
+    """
+    path = home / "settings.toml"
+    try:
+        tree = tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise Broken(f"{path}: expected settings in TOML, got: {error}") from error
+    fields = {field.name: field for field in dataclasses.fields(Settings)}
+    for name, value in tree.items():
+        if name not in fields:
+            raise Broken(f"{path}: expected one of {', '.join(fields)}, got {name!r}; remove it")
+        if type(value) is not fields[name].type:
+            raise Broken(f"{path}: {name}: expected {getattr(fields[name].type, '__name__', '')}, got {value!r}")
+    if "project" not in tree:
+        raise Broken(f"{path}: expected project = NAME, got none")
+    return Settings(**tree)
+
+
+def save_settings(settings: Settings, home: Path) -> None:
+    """Write the settings of a home folder as TOML, for this user alone: a broker's address may hold a password."""
+    # a TOML basic string is a JSON string, and so are the integers: no writer is needed for flat settings
+    lines = [f"{name} = {json.dumps(value)}" for name, value in dataclasses.asdict(settings).items()]
+    text = "# Skerry control plane; restart skerry-server after a change.\n" + "\n".join(lines) + "\n"
+    write_secret(home / "settings.toml", text.encode())
+
+
+def _check_broker(url: str, name: str) -> None:
+    parts = urlsplit(url)
+    try:
+        port = parts.port
+    except ValueError:
+        port = None
+    if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or not port:
+        raise Rejected(f"{name}: expected embedded, mqtt://HOST:PORT or mqtts://HOST:PORT, got {url!r}")

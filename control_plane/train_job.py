@@ -1,0 +1,85 @@
+"""The job that trains: the train parts of a data set in, the next version of a model out."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from control_plane import datasets, jobs
+from control_plane.events import record
+from control_plane.home import Home
+from control_plane.refusals import Unknown
+from control_plane.schema import Job, ModelVersion
+from control_plane.store import Blobs
+from skerry.wire.topics import check_name
+
+
+def ask(session: Session, *, model: str, dataset: str, recipe: dict[str, Any], now: datetime) -> Job:
+    """Ask for a training; the same data and recipe again are the same job, and so the same version.
+
+    Raises:
+        Unknown: the data set has no train parts.
+        Rejected: the name or the recipe is not one.
+    """
+    from control_plane.training import recipe_from
+
+    check_name(model, "model")
+    complete = json.loads(json.dumps(asdict(recipe_from(recipe))))
+    parts = [part.sha256 for part in datasets.parts(session, dataset, role="train")]
+    if not parts:
+        raise Unknown(f"data set: expected one with train parts, got {dataset!r}; add some: skerry data add {dataset}")
+    parameters = {"model": model, "dataset": dataset, "parts": parts, "recipe": complete}
+    return jobs.ask(session, kind="train", parameters=parameters, key=job_key("train", parameters), now=now)
+
+
+def job_key(kind: str, parameters: dict[str, Any]) -> str:
+    """Return the idempotency key of a job: its kind and the digest of all that it depends on."""
+    text = json.dumps(parameters, sort_keys=True, separators=(",", ":"))
+    return f"{kind}:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def work(home: str, task: jobs.Parameters, log: Callable[[str], None]) -> jobs.Result:
+    """Train, in a worker process; return the blob of what was trained and its figures."""
+    from control_plane.training import recipe_from, train
+
+    blobs = Blobs(Home(Path(home)).blobs)
+    rows = datasets.load(blobs, task["parts"])
+    trained = train(recipe_from(task["recipe"]), rows.x, rows.y, rows.group, labels=rows.labels, log=log)
+    return {
+        "bundle": blobs.put(trained.to_bytes()),
+        "recipe": json.loads(json.dumps(asdict(trained.recipe))),
+        "metrics": {**trained.metrics, "lineage": trained.lineage},
+    }
+
+
+def finish(session: Session, task: jobs.Parameters, results: list[jobs.Result], now: datetime) -> jobs.Result:
+    """Write the new version."""
+    (trained,) = results
+    model = task["model"]
+    newest = session.scalar(select(func.max(ModelVersion.version)).where(ModelVersion.model == model)) or 0
+    version = newest + 1
+    session.add(
+        ModelVersion(
+            model=model,
+            version=version,
+            dataset=task["dataset"],
+            parts=task["parts"],
+            recipe=trained["recipe"],
+            metrics=trained["metrics"],
+            bundle=trained["bundle"],
+            trained_at=now,
+        )
+    )
+    accuracy = trained["metrics"]["accuracy"]
+    text = f"{model} {version} is trained: accuracy {accuracy:.3f} on held-out groups"
+    record(session, "model", f"{model} {version}", text, model=model, version=version, accuracy=accuracy)
+    return {"model": model, "version": version, "metrics": trained["metrics"]}
+
+
+KIND = jobs.Kind(tasks=lambda parameters: [parameters], work=work, finish=finish)

@@ -1,0 +1,122 @@
+"""A network as an ONNX model, in two forms: all float32, or float features with dynamically quantised dense layers.
+
+    window -> feature operators -> (x - mean) / scale -> dense layers -> Softmax -> probabilities
+           `-> features
+
+Opset 17 and IR version 8, which ONNX Runtime 1.15 and newer read.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from converters.network import Dense, Network
+from converters.samples import Array
+
+OPSET = 17
+IR_VERSION = 8
+
+
+class _Graph:
+    """Nodes and constants under construction; every method returns the name of what it added."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Any] = []
+        self.constants: list[Any] = []
+
+    def constant(self, name: str, values: Array) -> str:
+        self.constants.append(numpy_helper.from_array(values, name))
+        return name
+
+    def node(self, operator: str, inputs: list[str], name: str, **attributes: Any) -> str:
+        self.nodes.append(helper.make_node(operator, inputs, [name], name=f"{operator}_{name}", **attributes))
+        return name
+
+
+def write_float(network: Network) -> bytes:
+    """Return the float32 model."""
+    return _write(network, _float_dense)
+
+
+def write_dynamic(network: Network) -> bytes:
+    """Return the model with int8 weights, and activations that are quantised by their range in each inference."""
+    return _write(network, _dynamic_dense)
+
+
+def _write(network: Network, dense: Callable[[_Graph, Dense, str, int], str]) -> bytes:
+    graph = _Graph()
+    value = _front(graph, network)
+    for number, layer in enumerate(network.layers):
+        value = dense(graph, layer, value, number)
+        if number < len(network.layers) - 1:
+            value = graph.node("Relu", [value], f"hidden_{number}")
+    graph.node("Softmax", [value], "probabilities", axis=1)
+
+    inputs = [_value("window", (1, network.steps, len(network.channels)))]
+    outputs = [_value("probabilities", (1, len(network.labels))), _value("features", (1, network.width))]
+    body = helper.make_graph(graph.nodes, "skerry", inputs, outputs, initializer=graph.constants)
+    model = helper.make_model(
+        body, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="skerry"
+    )
+    onnx.checker.check_model(model, full_check=True)
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+def _front(graph: _Graph, network: Network) -> str:
+    """Add everything from the raw window to the scaled features, and return these."""
+
+    def over_time(operator: str, value: str, name: str) -> str:
+        return graph.node(operator, [value], name, axes=[1], keepdims=1)
+
+    def feature(name: str) -> str:
+        if name == "mad":
+            centred = graph.node("Sub", ["window", over_time("ReduceMean", "window", "centre")], "centred")
+            return over_time("ReduceMean", graph.node("Abs", [centred], "deviation"), name)
+        if name == "mean_abs_diff":
+            later = _slice(graph, "later", start=1, end=network.steps)
+            step = graph.node("Sub", [later, _slice(graph, "earlier", start=0, end=network.steps - 1)], "step")
+            return over_time("ReduceMean", graph.node("Abs", [step], "step_size"), name)
+        return over_time({"mean": "ReduceMean", "min": "ReduceMin", "max": "ReduceMax"}[name], "window", name)
+
+    joined = graph.node("Concat", [feature(name) for name in network.features], "joined", axis=2)
+    features = graph.node("Flatten", [joined], "features", axis=1)
+    centred = graph.node("Sub", [features, graph.constant("mean_of_features", network.mean)], "shifted")
+    return graph.node("Div", [centred, graph.constant("scale_of_features", network.scale)], "scaled")
+
+
+def _slice(graph: _Graph, name: str, *, start: int, end: int) -> str:
+    bounds = [
+        graph.constant(f"{name}_{part}", np.asarray([value], dtype=np.int64))
+        for part, value in (("start", start), ("end", end), ("axis", 1))
+    ]
+    return graph.node("Slice", ["window", *bounds], name)
+
+
+def _float_dense(graph: _Graph, layer: Dense, value: str, number: int) -> str:
+    weights = graph.constant(f"weights_{number}", layer.weights)
+    return graph.node("Gemm", [value, weights, graph.constant(f"bias_{number}", layer.bias)], f"dense_{number}")
+
+
+def _dynamic_dense(graph: _Graph, layer: Dense, value: str, number: int) -> str:
+    # one weight scale per output: the product is scaled by it after the integer multiplication
+    scale = np.maximum(np.abs(layer.weights).max(axis=0) / 127, np.finfo(np.float32).tiny).astype(np.float32)
+    integers = np.clip(np.rint(layer.weights / scale), -127, 127).astype(np.int8)
+    parts = [f"entering_{number}", f"entering_scale_{number}", f"entering_zero_{number}"]
+    graph.nodes.append(
+        helper.make_node("DynamicQuantizeLinear", [value], parts, name=f"DynamicQuantizeLinear_{number}")
+    )
+    entering, entering_scale, zero = parts
+    weights = graph.constant(f"weights_{number}", integers)
+    product = graph.node("MatMulInteger", [entering, weights, zero], f"product_{number}")
+    real = graph.node("Cast", [product], f"real_{number}", to=TensorProto.FLOAT)
+    weight_scale = graph.constant(f"weight_scale_{number}", scale)
+    step = graph.node("Mul", [entering_scale, weight_scale], f"step_{number}")
+    scaled = graph.node("Mul", [real, step], f"scaled_{number}")
+    return graph.node("Add", [scaled, graph.constant(f"bias_{number}", layer.bias)], f"dense_{number}")
+
+
+def _value(name: str, shape: tuple[int, ...]) -> Any:
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)

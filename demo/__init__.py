@@ -1,0 +1,1 @@
+"""The whole loop on real data, through the product's public faces alone."""

@@ -1,0 +1,261 @@
+"""The HTTP API of a control plane as a Python client: one method for each thing an operator does.
+
+Answers are the API's JSON as dictionaries and lists. A refusal (problem+json) is `Rejected` with the server's own
+line; a server that is not there, too slow or failing is `Unavailable`. Needs `pip install 'skerry[cli]'`.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import quote
+
+import httpx
+
+from skerry.errors import Rejected, Unavailable
+
+MAX_ANSWER_BYTES = 64 << 20
+Json = Any
+
+
+class Client:
+    """Talk to one control plane.
+
+    Args:
+        url: address of the API, such as `http://127.0.0.1:8080`.
+        token: the operator's token.
+        ca: path of the server's CA certificate (PEM) where `url` is https and the CA is a private one.
+        timeout_s: for each request, in seconds.
+    """
+
+    def __init__(self, url: str, token: str, *, ca: str | None = None, timeout_s: float = 30.0) -> None:
+        import ssl
+
+        verify: ssl.SSLContext | bool = ssl.create_default_context(cafile=ca) if ca else True
+        self._http = httpx.Client(
+            base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=timeout_s, verify=verify
+        )
+        self._url = url
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    # -- the server and its trust --
+
+    def health(self) -> dict[str, Json]:
+        """Return the server's health; needs no token."""
+        return self._object("GET", "/v1/health")
+
+    def online_keys(self) -> dict[str, Json]:
+        """Return the public halves of the server's online keys, for the key ceremony."""
+        return self._object("GET", "/v1/trust/online-keys")
+
+    def init_trust(self, *, image_root: str, director_root: str, targets: str) -> dict[str, Json]:
+        """Hand over the signed first metadata of both repositories; return the anchor's SHA-256."""
+        body = {"image_root": image_root, "director_root": director_root, "targets": targets}
+        return self._object("POST", "/v1/trust/init", json=body)
+
+    def trust(self) -> dict[str, Json]:
+        """Return the versions and expiry of the metadata."""
+        return self._object("GET", "/v1/trust")
+
+    # -- data, models, builds --
+
+    def profiles(self) -> list[Json]:
+        """Return the profiles that the server knows."""
+        return self._list("GET", "/v1/profiles")
+
+    def add_data(self, dataset: str, npz: bytes, *, role: str = "train") -> dict[str, Json]:
+        """Add a part to a data set; `role` is train or gate."""
+        path = f"/v1/datasets/{quote(dataset, safe='')}/parts"
+        return self._object("POST", path, params={"role": role}, content=npz)
+
+    def datasets(self) -> list[Json]:
+        """Return the data sets with their parts."""
+        return self._list("GET", "/v1/datasets")
+
+    def train(self, model: str, *, dataset: str, recipe: Mapping[str, Json]) -> dict[str, Json]:
+        """Start training; return the job."""
+        body = {"dataset": dataset, "recipe": dict(recipe)}
+        return self._object("POST", f"/v1/models/{quote(model, safe='')}/train", json=body)
+
+    def compile(self, model: str, version: int, *, profiles: Sequence[str]) -> dict[str, Json]:
+        """Start compiling for the profiles; return the job."""
+        path = f"/v1/models/{quote(model, safe='')}/versions/{version}/compile"
+        return self._object("POST", path, json={"profiles": list(profiles)})
+
+    def job(self, job: int) -> dict[str, Json]:
+        """Return a job with its log, result and error."""
+        return self._object("GET", f"/v1/jobs/{job}")
+
+    def wait_for_job(
+        self, job: int, *, on_log: Callable[[str], None] | None = None, timeout_s: float = 3600.0
+    ) -> dict[str, Json]:
+        """Poll a job until it ends, handing new log lines to `on_log`; return it.
+
+        Raises:
+            Rejected: the job failed, with its own reason.
+            Unavailable: it did not end within `timeout_s`.
+        """
+        deadline = time.monotonic() + timeout_s
+        printed = 0
+        while time.monotonic() < deadline:
+            state = self.job(job)
+            lines = state["log"].splitlines()
+            for line in lines[printed:]:
+                if on_log:
+                    on_log(line)
+            printed = len(lines)
+            if state["state"] == "failed":
+                raise Rejected(f"job {job}: {state['error']}")
+            if state["state"] == "done":
+                return state
+            time.sleep(0.2)
+        raise Unavailable(f"job {job}: expected its end within {timeout_s:g} s; look with: skerry job show {job}")
+
+    def models(self) -> list[Json]:
+        """Return all model versions."""
+        return self._list("GET", "/v1/models")
+
+    def model(self, model: str, version: int) -> dict[str, Json]:
+        """Return one model version with its metrics and builds."""
+        return self._object("GET", f"/v1/models/{quote(model, safe='')}/versions/{version}")
+
+    # -- releases and rollouts --
+
+    def create_release(self, model: str, version: int) -> dict[str, Json]:
+        """Stage a release of the passed builds of a model version."""
+        return self._object("POST", "/v1/releases", json={"model": model, "version": version})
+
+    def releases(self) -> list[Json]:
+        """Return all releases."""
+        return self._list("GET", "/v1/releases")
+
+    def release(self, name: str) -> dict[str, Json]:
+        """Return one release."""
+        return self._object("GET", f"/v1/releases/{quote(name, safe='')}")
+
+    def release_payload(self, name: str) -> bytes:
+        """Return the bytes that the targets keys sign to approve a release."""
+        return self._send("GET", f"/v1/releases/{quote(name, safe='')}/payload").content
+
+    def add_signature(self, name: str, *, keyid: str, sig: str) -> dict[str, Json]:
+        """Add one signature to a staged release; it goes live when the threshold is met."""
+        path = f"/v1/releases/{quote(name, safe='')}/signatures"
+        return self._object("POST", path, json={"keyid": keyid, "sig": sig})
+
+    def create_rollout(self, release: str, waves: Sequence[Mapping[str, Json]]) -> dict[str, Json]:
+        """Start a rollout; each wave has a name and one of devices, share or rest."""
+        return self._object("POST", "/v1/rollouts", json={"release": release, "waves": [dict(wave) for wave in waves]})
+
+    def rollouts(self) -> list[Json]:
+        """Return all rollouts."""
+        return self._list("GET", "/v1/rollouts")
+
+    def rollout(self, rollout: int) -> dict[str, Json]:
+        """Return a rollout with its waves and deployments."""
+        return self._object("GET", f"/v1/rollouts/{rollout}")
+
+    def cancel_rollout(self, rollout: int) -> dict[str, Json]:
+        """Cancel a rollout: no further device is assigned."""
+        return self._object("POST", f"/v1/rollouts/{rollout}/cancel")
+
+    def publications(self) -> list[Json]:
+        """Return what the control plane sent to the broker, in bytes by release."""
+        return self._list("GET", "/v1/publications")
+
+    # -- the fleet --
+
+    def invite(
+        self, *, profile: str, name: str = "", group: str = "default", uses: int = 1, ttl_s: int = 86400
+    ) -> dict[str, Json]:
+        """Make a claim token; return its join string."""
+        body = {"profile": profile, "name": name, "group": group, "uses": uses, "ttl_s": ttl_s}
+        return self._object("POST", "/v1/devices/invite", json=body)
+
+    def devices(self) -> list[Json]:
+        """Return all devices."""
+        return self._list("GET", "/v1/devices")
+
+    def device(self, name: str) -> dict[str, Json]:
+        """Return one device."""
+        return self._object("GET", f"/v1/devices/{quote(name, safe='')}")
+
+    def windows(self, *, device: str = "", after: int = -1) -> Iterator[dict[str, Json]]:
+        """Yield every merged window (without its tables), of one device or of all."""
+        limit = 1000
+        while True:
+            rows = self._list("GET", "/v1/windows", params={"device": device, "after": after, "limit": limit})
+            yield from rows
+            if len(rows) < limit:
+                return
+            after = rows[-1]["id"]
+
+    def outbox(self) -> list[Json]:
+        """Return, by device and epoch, what was merged, repeated, in conflict, and given up."""
+        return self._list("GET", "/v1/outbox")
+
+    def drift(self) -> dict[str, Json]:
+        """Return the findings, and the current evidence of each device and of the fleet."""
+        return self._object("GET", "/v1/drift")
+
+    def events(self, *, after: int = 0) -> list[Json]:
+        """Return the timeline after an event's id."""
+        return self._list("GET", "/v1/events", params={"after": after})
+
+    # -- the wire --
+
+    def _object(self, method: str, path: str, **options: Any) -> dict[str, Json]:
+        body = self._send(method, path, **options).json()
+        if not isinstance(body, dict):
+            raise Unavailable(f"{self._url}{path}: expected a JSON object, got {type(body).__name__}")
+        return body
+
+    def _list(self, method: str, path: str, **options: Any) -> list[Json]:
+        body = self._send(method, path, **options).json()
+        if not isinstance(body, list):
+            raise Unavailable(f"{self._url}{path}: expected a JSON list, got {type(body).__name__}")
+        return body
+
+    def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
+        try:
+            with self._http.stream(method, path, **options) as response:
+                body = bytearray()
+                for piece in response.iter_bytes():
+                    body += piece
+                    if len(body) > MAX_ANSWER_BYTES:
+                        raise Unavailable(f"{self._url}{path}: expected at most {MAX_ANSWER_BYTES} bytes, got more")
+        except httpx.HTTPError as error:
+            raise Unavailable(
+                f"{self._url}: expected a control plane, got {error}; is `skerry-server run` up, and at this address?"
+            ) from error
+        answer = httpx.Response(response.status_code, headers=_plain(response.headers), content=bytes(body))
+        if answer.is_success:
+            return answer
+        line = _problem(answer) or f"{method} {path} answered {answer.status_code}"
+        if answer.status_code >= 500:
+            raise Unavailable(f"{self._url}: {line}")
+        raise Rejected(line)
+
+
+def _plain(headers: httpx.Headers) -> dict[str, str]:
+    """The headers of a body that is already decoded."""
+    return {key: value for key, value in headers.items() if key not in ("content-encoding", "content-length")}
+
+
+def _problem(answer: httpx.Response) -> str:
+    """The one line of a problem+json (RFC 9457), or nothing."""
+    try:
+        problem = answer.json()
+    except ValueError:
+        return ""
+    return str(problem.get("detail") or problem.get("title") or "") if isinstance(problem, dict) else ""

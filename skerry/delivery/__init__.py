@@ -1,0 +1,1 @@
+"""Chunks, slots and the one durable write."""

@@ -1,0 +1,103 @@
+"""What tests of every kind share: free ports, and programs of the system that a test needs.
+
+A missing program skips the test, unless SKERRY_REQUIRE_SERVERS=1 (as in CI): then it fails.
+"""
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+_handed_out: set[int] = set()
+
+
+@pytest.fixture
+def free_port() -> Callable[[], int]:
+    """Return a function that picks a port of 127.0.0.1 which is free now, never the same twice."""
+    return pick_port
+
+
+def pick_port() -> int:
+    """Return a port of 127.0.0.1 that is free now, never the same twice."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        if port not in _handed_out:
+            _handed_out.add(port)
+            return port
+
+
+def wait_for_port(port: int, timeout_s: float = 15.0) -> None:
+    """Wait until 127.0.0.1 accepts connections on `port`."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            assert time.monotonic() < deadline, f"expected a server on port {port} within {timeout_s} s, got none"
+            time.sleep(0.02)
+        else:
+            return
+
+
+@dataclass
+class Mosquitto:
+    """A Mosquitto of the test's own, on 127.0.0.1; `stop` and `start` make an outage."""
+
+    program: str
+    folder: Path
+    port: int = field(default_factory=pick_port)
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """Its address."""
+        return f"mqtt://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Start it; returns when it accepts connections."""
+        config = self.folder / "mosquitto.conf"
+        config.write_text(f"listener {self.port} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\n")
+        self.process = subprocess.Popen(
+            [self.program, "-c", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        wait_for_port(self.port)
+
+    def stop(self) -> None:
+        """Stop it, if it runs."""
+        if self.process is not None:
+            self.process.terminate()
+            self.process.wait(10)
+            self.process = None
+
+
+@pytest.fixture
+def mosquitto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mosquitto]:
+    """Run a Mosquitto for the test; mark such tests `broker`."""
+    server = Mosquitto(_required("mosquitto", "/usr/sbin", package="mosquitto"), tmp_path_factory.mktemp("mosquitto"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Return the path of Chromium; mark such tests `browser`."""
+    return _required("chromium", "/usr/bin", package="chromium")
+
+
+def _required(program: str, *also_in: str, package: str) -> str:
+    found = shutil.which(program, path=os.pathsep.join((os.environ.get("PATH", ""), *also_in)))
+    if found:
+        return found
+    missing = f"expected {program}, got none: apt-get install {package}"
+    if os.environ.get("SKERRY_REQUIRE_SERVERS") == "1":
+        pytest.fail(missing)
+    pytest.skip(missing)

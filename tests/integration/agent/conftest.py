@@ -1,0 +1,86 @@
+"""Fixtures for agents: a broker, a shore, a device and a relay between them (`shore` says what they are)."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import iotcore
+import numpy as np
+import pytest
+
+from skerry.runtimes.arrays import pack
+from tests.integration.agent.shore import LABELS, Device, Relay, Shore
+
+BROKER_TOML = """
+id = 0
+[router]
+id = 0
+max_connections = 64
+max_outgoing_packet_count = 200
+max_segment_size = 1048576
+max_segment_count = 8
+[v5.1]
+name = "v5"
+listen = "127.0.0.1:{port}"
+next_connection_delay_ms = 1
+[v5.1.connections]
+connection_timeout_ms = 60000
+max_payload_size = 1048576
+max_inflight_count = 100
+dynamic_filters = true
+"""
+
+
+@pytest.fixture
+def broker_port(request: pytest.FixtureRequest, tmp_path: Path, free_port: Callable[[], int]) -> Iterator[int]:
+    """The port of a broker of the test's own: the embedded one, unless the test asks for Mosquitto."""
+    if getattr(request, "param", "embedded") == "mosquitto":
+        yield request.getfixturevalue("mosquitto").port
+        return
+    port = free_port()
+    config = tmp_path / "broker.toml"
+    config.write_text(BROKER_TOML.format(port=port))
+    with iotcore.Broker(config_path=str(config)):
+        yield port
+
+
+@pytest.fixture
+def shore(broker_port: int, tmp_path: Path) -> Iterator[Shore]:
+    """A control plane of its own for each test."""
+    shore = Shore(broker_port, tmp_path)
+    yield shore
+    shore.close()
+
+
+@pytest.fixture
+def recording(tmp_path: Path) -> Path:
+    """A recording whose truth is known."""
+    rng = np.random.default_rng(3)
+    path = tmp_path / "recording.npz"
+    arrays: dict[str, Any] = {
+        "X": rng.normal(size=(60, 100, 6)).astype(np.float32),
+        "y": rng.integers(0, 3, size=60),
+        "labels": np.array(LABELS),
+    }
+    path.write_bytes(pack(arrays))
+    return path
+
+
+@pytest.fixture
+def device(shore: Shore, tmp_path: Path, recording: Path) -> Iterator[Device]:
+    """A device with a name of its own (the broker retains what earlier tests said), not yet started."""
+    name = f"watch-{os.urandom(3).hex()}"
+    device = Device(shore, name, tmp_path / name, recording)
+    yield device
+    device.kill()
+    sys.stderr.write(device.log.read_text() if device.log.exists() else "")
+
+
+@pytest.fixture
+def relay(broker_port: int) -> Iterator[Relay]:
+    """A relay to the broker, up."""
+    relay = Relay(broker_port)
+    yield relay
+    relay.close()

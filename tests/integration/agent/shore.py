@@ -1,0 +1,399 @@
+"""A tiny shore for agents: a real broker, TUF repositories made on the spot, a small ONNX model, and a relay to cut."""
+
+import base64
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from onnx import TensorProto, helper
+from paho.mqtt.client import Client, MQTTMessage, MQTTv5
+from paho.mqtt.enums import CallbackAPIVersion
+from securesystemslib.signer import CryptoSigner
+from tuf.api.metadata import Metadata, Root, Snapshot, TargetFile, Targets, Timestamp
+
+from agent.identity import Identity, StateFolder
+from skerry.drift.reference import build_monitor
+from skerry.runtimes import open_session
+from skerry.runtimes.arrays import pack
+from skerry.wire import codec, topics
+from skerry.wire.manifest import CHUNK_BYTES, Manifest, TensorSpec, Tolerance, describe_file, target_name
+from skerry.wire.messages import Ack, Anchor, Assign, DeploymentEvent, Index, Outbox, Reported, Terms
+from skerry.wire.report import WindowReport, decode_report
+
+PROJECT = "watch"
+PROFILE = "gateway"
+MODEL = "strokes"
+LABELS = ("rest", "lift", "turn")
+WINDOW_ROWS = 25
+T = TypeVar("T")
+
+
+def wait_for(what: Callable[[], T], *, why: str, timeout_s: float = 20.0) -> T:
+    """Return the first true value of `what`, or fail."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        value = what()
+        if value:
+            return value
+        time.sleep(0.02)
+    raise AssertionError(f"expected {why} within {timeout_s} s")
+
+
+def make_model(seed: int) -> bytes:
+    """Return an ONNX model: the mean of each axis, a linear layer, softmax."""
+    weights = np.random.default_rng(seed).normal(size=(6, 3)).astype(np.float32)
+    graph = helper.make_graph(
+        [
+            helper.make_node("ReduceMean", ["window"], ["features"], axes=[1], keepdims=0),
+            helper.make_node("MatMul", ["features", "weights"], ["scores"]),
+            helper.make_node("Softmax", ["scores"], ["probabilities"], axis=1),
+        ],
+        "strokes",
+        [helper.make_tensor_value_info("window", TensorProto.FLOAT, (1, 100, 6))],
+        [
+            helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, (1, 3)),
+            helper.make_tensor_value_info("features", TensorProto.FLOAT, (1, 6)),
+        ],
+        [helper.make_tensor("weights", TensorProto.FLOAT, (6, 3), weights.tobytes(), raw=True)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    # weight that is never read, so that the file has several chunks
+    model.graph.initializer.append(
+        helper.make_tensor(
+            "ballast", TensorProto.UINT8, (200_000,), np.random.default_rng(seed).bytes(200_000), raw=True
+        )
+    )
+    return bytes(model.SerializeToString())
+
+
+def make_artifact(folder: Path, *, version: int, wrong_golden: bool = False) -> dict[str, bytes]:
+    """Return the files of an artifact of this model version."""
+    model = make_model(seed=version)
+    path = folder / f"model-{version}.onnx"
+    path.write_bytes(model)
+    session = open_session("onnxruntime", path)
+    rows = np.random.default_rng(7).normal(size=(40, 100, 6)).astype(np.float32)
+    outputs = [session.run({"window": row[None]}) for row in rows]
+    chances = np.concatenate([each["probabilities"] for each in outputs])
+    features = np.concatenate([each["features"] for each in outputs])
+    golden: dict[str, Any] = {
+        "window": rows[:4],
+        "probabilities": chances[:4] + (0.5 if wrong_golden else 0),
+        "features": features[:4],
+    }
+    monitor = build_monitor(
+        {f"mean-{index}": features[:, index].tolist() for index in range(6)},
+        categories={"prediction": [LABELS[index] for index in chances.argmax(axis=1)]},
+        confidence=chances.max(axis=1).tolist(),
+        window_n=WINDOW_ROWS,
+    )
+    files = {"model.onnx": model, "golden.npz": pack(golden), "gate.json": b"{}"}
+    manifest = Manifest(
+        model=MODEL,
+        version=version,
+        profile=PROFILE,
+        runtime="onnxruntime",
+        model_file="model.onnx",
+        golden_file="golden.npz",
+        gate_file="gate.json",
+        inputs=(TensorSpec("window", (1, 100, 6), "float32"),),
+        outputs=(TensorSpec("probabilities", (1, 3), "float32"), TensorSpec("features", (1, 6), "float32")),
+        labels=LABELS,
+        tolerances={"probabilities": Tolerance(1e-4, 1e-4), "features": Tolerance(1e-4, 1e-4)},
+        observe={"features": "features", "probabilities": "probabilities"},
+        monitor=monitor.to_json(),
+        files=tuple(describe_file(name, data) for name, data in files.items()),
+        latency_budget_ms=100.0,
+        created="2026-01-01T00:00:00Z",
+    )
+    return {**files, "manifest.json": codec.encode(manifest)}
+
+
+class Repository:
+    """One TUF repository with a single key, in memory; `custom` says nothing in the image repository."""
+
+    def __init__(self) -> None:
+        self._signer = CryptoSigner.generate_ed25519()
+        self._expires = datetime.now(UTC).replace(microsecond=0) + timedelta(days=7)
+        root = Root(expires=self._expires, consistent_snapshot=True)
+        for role in ("root", "timestamp", "snapshot", "targets"):
+            root.add_key(self._signer.public_key, role)
+        self.root = self._sign(root)
+        self.targets: dict[str, TargetFile] = {}
+        self.version = 0
+
+    def publish(self) -> dict[str, str]:
+        """Sign the targets as they are, under the next version."""
+        self.version += 1
+        version = self.version
+        targets = Targets(version=version, expires=self._expires, targets=self.targets)
+        snapshot = Snapshot(version=version, expires=self._expires)
+        snapshot.meta["targets.json"].version = version
+        timestamp = Timestamp(version=version, expires=self._expires)
+        timestamp.snapshot_meta.version = version
+        return {
+            "timestamp": self._sign(timestamp),
+            "snapshot": self._sign(snapshot),
+            "targets": self._sign(targets),
+        }
+
+    def _sign(self, signed: Any) -> str:
+        metadata = Metadata(signed)
+        metadata.sign(self._signer)
+        return metadata.to_bytes().decode()
+
+
+class Shore:
+    """The control plane of these tests: signs, publishes, listens and acknowledges."""
+
+    def __init__(self, port: int, folder: Path) -> None:
+        self.port = port
+        self.folder = folder
+        self.image = Repository()
+        self.directors: dict[str, Repository] = {}
+        self.director_keys = Repository()
+        self.reported: dict[str, Reported] = {}
+        self.entries: dict[tuple[str, str, int], tuple[str, bytes]] = {}
+        self.repeats = 0
+        self.conflicts = 0
+        self.acknowledging = True
+        self.artifacts: dict[int, dict[str, bytes]] = {}
+        self._deployments = 0
+        self._client = Client(CallbackAPIVersion.VERSION2, client_id="shore", protocol=MQTTv5)
+        self._client.on_connect = lambda client, *_: client.subscribe([(each, 1) for each in topics.UP_FILTERS])
+        self._client.on_message = self._hear
+        self._client.connect("127.0.0.1", port)
+        self._client.loop_start()
+        wait_for(self._client.is_connected, why="the shore to connect")
+
+    def close(self) -> None:
+        self._client.disconnect()
+        self._client.loop_stop()
+
+    def say(self, topic: str, payload: bytes) -> None:
+        self._client.publish(topic, payload, qos=1, retain=True).wait_for_publish(5)
+
+    # --- what is published
+
+    def release(self, version: int, **options: Any) -> None:
+        """Make, sign and publish an artifact."""
+        files = make_artifact(self.folder, version=version, **options)
+        self.artifacts[version] = files
+        for name, data in files.items():
+            path = target_name(MODEL, version, PROFILE, name)
+            self.image.targets[path] = TargetFile.from_data(path, data, ["sha256"])
+            self.chunks(data)
+        self.publish_image()
+
+    def publish_image(self) -> None:
+        roles, version = self.image.publish(), self.image.version
+        self.say(topics.tuf(PROJECT, f"{version}.targets"), roles["targets"].encode())
+        self.say(topics.tuf(PROJECT, f"{version}.snapshot"), roles["snapshot"].encode())
+        self.say(topics.tuf(PROJECT, "timestamp"), roles["timestamp"].encode())
+        index = Index(root=1, timestamp=version, snapshot=version, targets=version)
+        self.say(topics.tuf(PROJECT, "index"), codec.encode(index))
+
+    def chunks(self, data: bytes) -> None:
+        digest = hashlib.sha256(data).hexdigest()
+        for number, start in enumerate(range(0, len(data), CHUNK_BYTES)):
+            self.say(topics.blob(digest, number), data[start : start + CHUNK_BYTES])
+
+    def spoil_chunk(self, data: bytes, number: int) -> None:
+        self.say(topics.blob(hashlib.sha256(data).hexdigest(), number), b"\0" * CHUNK_BYTES)
+
+    def assign(self, device: str, version: int, *, names: str = "", manifest: bytes | None = None, **terms: Any) -> str:
+        """Assign a version to a device (`names`: whom the terms name); return the deployment."""
+        self._deployments += 1
+        deployment = f"d{self._deployments}"
+        director = self.directors.setdefault(device, self._director())
+        path = target_name(MODEL, version, PROFILE, "manifest.json")
+        given = Terms(
+            device=names or device,
+            counter=director.version + 1,
+            issued="2026-01-01T00:00:00Z",
+            deployment=deployment,
+            release=f"{MODEL}-{version}",
+            **terms,
+        )
+        target = TargetFile.from_data(path, manifest or self.artifacts[version]["manifest.json"], ["sha256"])
+        target.unrecognized_fields["custom"] = asdict(given)
+        director.targets = {path: target}
+        self.say(topics.down(f"{PROJECT}.{device}", "assign"), codec.encode(Assign(metadata=director.publish())))
+        return deployment
+
+    def _director(self) -> Repository:
+        repository = Repository()
+        repository._signer = self.director_keys._signer
+        return repository
+
+    # --- what is heard
+
+    def _hear(self, client: Client, _data: Any, message: MQTTMessage) -> None:
+        who, name = topics.split_up(message.topic)
+        device = who.partition(".")[2]
+        if name == "reported":
+            self.reported[device] = codec.decode(Reported, bytes(message.payload))
+        elif name == "outbox":
+            outbox = codec.decode(Outbox, bytes(message.payload))
+            if not self.acknowledging:
+                return
+            for entry in outbox.entries:
+                self._merge(device, outbox.epoch, entry)
+            ack = Ack(epoch=outbox.epoch, up_to=outbox.entries[-1].sequence)
+            client.publish(topics.down(who, "ack"), codec.encode(ack), qos=1)
+
+    def _merge(self, device: str, epoch: str, entry: Any) -> None:
+        key, value = (device, epoch, entry.sequence), (entry.kind, base64.b64decode(entry.body))
+        if key in self.entries:
+            self.repeats += 1
+            self.conflicts += self.entries[key] != value
+        self.entries[key] = value
+
+    def bodies(self, device: str, kind: str) -> list[bytes]:
+        keys = sorted(key for key in list(self.entries) if key[0] == device)
+        return [self.entries[key][1] for key in keys if self.entries[key][0] == kind]
+
+    def windows(self, device: str) -> list[WindowReport]:
+        return [decode_report(body) for body in self.bodies(device, "window")]
+
+    def states(self, device: str, deployment: str) -> list[DeploymentEvent]:
+        events = [codec.decode(DeploymentEvent, body) for body in self.bodies(device, "deployment")]
+        return [event for event in events if event.deployment == deployment]
+
+    def ends(self, device: str, deployment: str, *, timeout_s: float = 25.0) -> DeploymentEvent:
+        """Wait until a deployment is committed or failed."""
+        return (
+            wait_for(
+                lambda: next((e for e in self.states(device, deployment) if e.state in ("committed", "failed")), None),
+                why=f"{deployment} of {device} to end",
+                timeout_s=timeout_s,
+            )
+            or self.states(device, deployment)[-1]
+        )
+
+
+class Device:
+    """A real `skerry-agent run`, on a state folder that was enrolled by hand."""
+
+    def __init__(self, shore: Shore, name: str, folder: Path, recording: Path) -> None:
+        self.name = name
+        self.folder = folder
+        self.recording = recording
+        self.port = shore.port
+        self.log = folder.with_suffix(".log")
+        self._process: subprocess.Popen[bytes] | None = None
+        identity = Identity(
+            project=PROJECT,
+            device=name,
+            profile=PROFILE,
+            runtime="onnxruntime",
+            architecture="x86_64",
+            broker=f"mqtt://127.0.0.1:{shore.port}",
+            server="https://127.0.0.1:1",
+        )
+        anchor = Anchor(
+            project=PROJECT, image_root=shore.image.root, director_root=shore.director_keys.root, server_ca=""
+        )
+        StateFolder(folder).keep(identity, anchor=codec.encode(anchor), key=b"", certificate="", broker_ca="")
+        (folder / "config.toml").write_text(
+            "fetch_timeout_s = 1.0\nretry_s = 0.2\nretry_most_s = 1.0\nack_timeout_s = 1.0\nsave_rows = 5\n"
+        )
+
+    def start(self, *, rate: float = 200.0) -> "Device":
+        command = [
+            *(sys.executable, "-m", "agent", "run", "--state", str(self.folder)),
+            *("--replay", str(self.recording), "--rate", str(rate), "--event-step", "864"),
+            *("--broker", f"mqtt://127.0.0.1:{self.port}"),
+        ]
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(command, stderr=log, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+        return self
+
+    def kill(self) -> None:
+        """Pull the plug."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> int:
+        """Ask it to end; return its exit status."""
+        return self._end(signal.SIGTERM)
+
+    def _end(self, number: int) -> int:
+        process, self._process = self._process, None
+        if process is None:
+            return 0
+        process.send_signal(number)
+        return process.wait(timeout=20)
+
+    def status(self, *options: str) -> str:
+        command = [sys.executable, "-m", "agent", "status", "--state", str(self.folder), *options]
+        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+
+    def state(self) -> str:
+        path = self.folder / "lifecycle.json"
+        return str(json.loads(path.read_bytes())["state"]["phase"]) if path.exists() else ""
+
+
+class Relay:
+    """A TCP relay in front of the broker that can be cut."""
+
+    def __init__(self, target: int) -> None:
+        self._target = target
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener.settimeout(0.1)
+        self.port = int(self._listener.getsockname()[1])
+        self._open: list[socket.socket] = []
+        self._up = True
+        self._closed = False
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def cut(self) -> None:
+        self._up = False
+        for each in self._open:
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+        self._open.clear()
+
+    def mend(self) -> None:
+        self._up = True
+
+    def close(self) -> None:
+        self._closed = True
+        self.cut()
+        self._thread.join()
+        self._listener.close()
+
+    def _serve(self) -> None:
+        while not self._closed:
+            try:
+                near, _ = self._listener.accept()
+            except TimeoutError:
+                continue
+            if not self._up:
+                near.close()
+                continue
+            far = socket.create_connection(("127.0.0.1", self._target))
+            self._open += [near, far]
+            for pair in ((near, far), (far, near)):
+                threading.Thread(target=_pump, args=pair, daemon=True).start()
+
+
+def _pump(source: socket.socket, sink: socket.socket) -> None:
+    with contextlib.suppress(OSError), source:
+        while data := source.recv(65536):
+            sink.sendall(data)
+    with contextlib.suppress(OSError):
+        sink.shutdown(socket.SHUT_RDWR)

@@ -1,0 +1,106 @@
+"""The overview in a real Chromium: it shows the fleet, follows what happens, and speaks to its own server alone."""
+
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
+from sqlalchemy import update
+
+from control_plane.schema import Device, Event
+
+pytestmark = pytest.mark.browser
+QUIET = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--no-first-run",
+]
+
+
+@pytest.fixture(scope="module")
+def browser(chromium: str) -> Iterator[Browser]:
+    """Start one Chromium for all tests."""
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=chromium, args=QUIET)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def complaints() -> list[str]:
+    """Collect what the browser complained about, and every request to another host."""
+    return []
+
+
+@pytest.fixture
+def page(browser: Browser, served: Any, complaints: list[str]) -> Iterator[Page]:
+    """Open the address that the server prints; whatever the test, the browser had nothing to complain about."""
+
+    def note_foreign(request: Request) -> None:
+        if not request.url.startswith(served.url):
+            complaints.append(request.url)
+
+    page = browser.new_page()
+    page.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", note_foreign)
+    page.goto(f"{served.url}/login?token={served.token}")
+    expect(page.get_by_role("status")).to_have_text("live")
+    yield page
+    page.close()
+    assert complaints == []
+
+
+def test_the_page_shows_devices_drift_rollouts_builds_and_events(page: Page) -> None:
+    expect(page).to_have_url(re.compile(r":\d+/$"))
+    expect(page.get_by_role("heading", level=1)).to_have_text("4 devices, 3 in reach. All run watch-1.")
+    row = page.get_by_role("row").filter(has_text="bench-1")
+    expect(row).to_contain_text("out of reach")
+    expect(page.get_by_role("region", name="Drift")).to_contain_text("watch-09 has drifted on its own")
+    expect(page.get_by_role("region", name="Rollouts")).to_contain_text("1 of 1 committed")
+    expect(page.get_by_role("region", name="Builds")).to_contain_text("41.2 kB")
+    expect(page.get_by_role("complementary", name="Events")).to_contain_text("rollout 1 began")
+
+
+def test_an_event_changes_the_page_without_a_reload(page: Page, served: Any) -> None:
+    page.evaluate("window.notReloaded = true")
+    with served.plane.sessions.begin() as session:
+        session.execute(update(Device).where(Device.name == "bench-1").values(online=True))
+        session.add(Event(at=datetime.now(UTC), kind="device", subject="bench-1", text="bench-1 is online", data={}))
+    expect(page.get_by_role("complementary", name="Events")).to_contain_text("bench-1 is online")
+    expect(page.get_by_role("heading", level=1)).to_have_text("4 devices, in reach. All run watch-1.")
+    assert page.evaluate("window.notReloaded")
+
+
+def test_an_update_keeps_focus_and_what_was_folded_open(page: Page, served: Any) -> None:
+    fold = page.locator("#build-watch-1-board")
+    fold.locator("summary").click()
+    page.locator("#timeline").focus()
+    served.add(Event(at=datetime.now(UTC), kind="job", subject="x", text="something else happened", data={}))
+    expect(page.get_by_role("complementary", name="Events")).to_contain_text("something else happened")
+    expect(page.locator("#timeline")).to_be_focused()
+    expect(fold).to_have_attribute("open", "")
+
+
+def test_markup_in_what_devices_say_stays_text(page: Page, served: Any) -> None:
+    text = "<img src=x onerror=alert(1)><b id=injected>"
+    served.add(Event(at=datetime.now(UTC), kind="device", subject="x", text=text, data={}))
+    expect(page.get_by_text(text)).to_be_visible()
+    expect(page.locator("#injected")).to_have_count(0)
+
+
+def test_a_phone_sees_the_page_without_scrolling_sideways(page: Page) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+
+
+def test_a_lost_server_is_shown_as_offline(page: Page, complaints: list[str]) -> None:
+    page.context.set_offline(True)
+    page.evaluate("refresh()")
+    expect(page.get_by_role("status")).to_have_text("offline")
+    page.context.set_offline(False)
+    complaints.clear()  # that Chromium tells of the broken connection is right

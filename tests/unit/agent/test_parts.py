@@ -1,0 +1,330 @@
+"""The agent's smaller parts: source, observer, trial, reporter, addresses, configuration."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from agent.__main__ import main
+from agent.assignment import deployment_of
+from agent.config import Config, read_config
+from agent.effects import compare
+from agent.identity import Identity, StateFolder
+from agent.link import full_jitter, parse_broker
+from agent.observe import Latencies, Observer, Seen, read_outputs
+from agent.source import ReplaySource, shuffled
+from agent.telling import Reporter, Versions
+from agent.trial import Terms, Trial
+from skerry.drift.reference import build_monitor
+from skerry.errors import Broken, Rejected
+from skerry.runtimes.arrays import pack
+from skerry.wire.manifest import Manifest, TensorSpec, Tolerance
+from skerry.wire.messages import Reported
+from skerry.wire.report import decode_report, encode_report
+
+LABELS = ("rest", "lift")
+
+
+def manifest(**changes: Any) -> Manifest:
+    """Return a manifest with a monitor of one feature."""
+    monitor = build_monitor(
+        {"mean": [index / 50 for index in range(100)]},
+        categories={"prediction": ["rest", "lift"] * 50},
+        confidence=[0.5 + index / 200 for index in range(100)],
+        window_n=4,
+    )
+    whole = Manifest(
+        model="strokes",
+        version=1,
+        profile="gateway",
+        runtime="onnxruntime",
+        model_file="m",
+        golden_file="g",
+        gate_file="r",
+        inputs=(TensorSpec("window", (1, 2), "float32"),),
+        outputs=(),
+        labels=LABELS,
+        tolerances={},
+        observe={"features": "f", "probabilities": "p"},
+        monitor=monitor.to_json(),
+        files=(),
+        latency_budget_ms=1.0,
+        created="",
+    )
+    return replace(whole, **changes)
+
+
+# --- source
+
+
+def write_recording(path: Path, rows: int, value: float = 0.0, **more: Any) -> Path:
+    """Write a recording whose rows can be told apart."""
+    values = np.arange(rows, dtype=np.float32)[:, None, None] + np.full((1, 4, 2), value, np.float32)
+    path.write_bytes(pack({"X": values, **more}))
+    return path
+
+
+def test_a_recording_is_replayed_in_an_order_that_only_the_seed_decides(tmp_path: Path) -> None:
+    path = write_recording(tmp_path / "r.npz", 6)
+    sources = [ReplaySource(path, seed=seed) for seed in (1, 1, 2)]
+    orders = [[float(source.next().values[0, 0, 0]) for _ in range(18)] for source in sources]
+
+    assert orders[0] == orders[1] != orders[2]
+    assert [sorted(orders[0][start : start + 6]) for start in (0, 6, 12)] == [[0, 1, 2, 3, 4, 5]] * 3
+    assert orders[0][:6] != orders[0][6:12]
+    assert shuffled(6, seed=1, epoch=0) == [int(each) for each in orders[0][:6]]
+
+
+def test_a_recording_that_is_replaced_is_followed_and_a_broken_one_is_not(tmp_path: Path) -> None:
+    path = write_recording(tmp_path / "r.npz", 4, y=np.array([0, 1, 0, 1]), labels=np.array(LABELS))
+    source = ReplaySource(path)
+    assert source.next().truth in LABELS
+
+    path.write_bytes(b"half a file")
+    assert float(source.next().values.max()) < 100
+    assert "expected an npz" in source.problem
+
+    write_recording(tmp_path / "new.npz", 4, 100.0).replace(path)
+    assert float(source.next().values.min()) >= 100
+    assert (source.problem, source.next().truth) == ("", None)
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"Z": np.zeros(3, np.float32)},
+        {"X": np.zeros((3, 2), np.float64)},
+        {"X": np.zeros((3, 2), np.float32), "y": np.zeros(2, np.int64)},
+        {"X": np.zeros((1, 2), np.float32), "y": np.array([9]), "labels": np.array(LABELS)},
+    ],
+)
+def test_what_is_not_a_recording_is_refused(tmp_path: Path, arrays: dict[str, Any]) -> None:
+    (tmp_path / "r.npz").write_bytes(pack(arrays))
+
+    with pytest.raises(Rejected, match="expected"):
+        ReplaySource(tmp_path / "r.npz")
+
+
+# --- observer
+
+
+def test_a_full_window_survives_the_wire_with_its_counts() -> None:
+    observer = Observer(manifest(), digest="ab" * 32, number=3)
+    full = []
+    for row in range(4):
+        seen = Seen((0.1 * row,), LABELS[row % 2], 0.9)
+        observer.add(seen, truth="rest", latency_us=100, event_time=10.0 + row)
+        full.append(observer.full)
+    report = observer.report(event_time=13.0)
+
+    assert full == [False, False, False, True]
+    assert (report.window, report.rows, report.labelled, report.correct) == (3, 4, 4, 2)
+    assert (report.start, report.end) == (10, 13)
+    assert 95 <= report.latency_p50_us <= 120
+    assert [sum(table) for table in report.tables[:3]] == [4, 4, 4]
+    assert decode_report(encode_report(report)) == report
+
+
+def test_an_open_window_is_continued_only_under_its_own_monitor() -> None:
+    observer = Observer(manifest(), digest="ab" * 32, number=0)
+    observer.add(Seen((0.1,), "rest", 0.9), truth=None, latency_us=100, event_time=10.0)
+    kept = json.loads(json.dumps(observer.save()))
+
+    again = Observer(manifest(), digest="ab" * 32, number=0)
+    assert again.restore(kept)
+    assert again.report(event_time=11.0) == observer.report(event_time=11.0)
+    assert not again.restore({**kept, "monitor": "0" * 16})
+    assert not Observer(manifest(), digest="ab" * 32, number=0).restore({**kept, "counts": [[1]]})
+
+
+def test_outputs_are_read_by_the_manifest_and_nan_is_the_artifacts_fault() -> None:
+    outputs = {"p": np.array([[0.25, 0.75]], np.float32), "f": np.array([[1.5]], np.float32)}
+
+    assert read_outputs(manifest(), outputs) == Seen(features=(1.5,), prediction="lift", confidence=0.75)
+    with pytest.raises(Rejected, match="finite"):
+        read_outputs(manifest(), {**outputs, "p": np.array([[np.nan, 1.0]], np.float32)})
+    with pytest.raises(Rejected, match="an output named"):
+        read_outputs(manifest(), {"p": outputs["p"]})
+
+
+def test_outputs_that_the_monitor_does_not_know_are_the_artifacts_fault() -> None:
+    observer = Observer(manifest(), digest="ab" * 32, number=0)
+
+    with pytest.raises(Rejected, match="do not fit the monitor"):
+        observer.add(Seen((0.1, 0.2), "rest", 0.9), truth=None, latency_us=1, event_time=0)
+    assert observer.rows == 0
+
+
+def test_percentiles_are_within_a_bin_of_the_truth() -> None:
+    latencies = Latencies()
+    for latency in range(1, 1001):
+        latencies.add(latency)
+
+    assert 500 <= latencies.percentile(0.5) <= 560
+    assert 990 <= latencies.percentile(0.99) <= 1100
+
+
+# --- trial
+
+
+@pytest.mark.parametrize(
+    ("inferences", "latency_us", "waited_s", "passed"),
+    [(5, 500, 0, True), (5, 5000, 0, False), (4, 500, 0, None), (0, 0, 61, True), (2, 5000, 61, False)],
+)
+def test_a_trial_ends_on_local_evidence(inferences: int, latency_us: int, waited_s: int, passed: bool | None) -> None:
+    trial = Trial(terms=Terms(inferences=5, latency_budget_ms=1.0, grace_s=60), latencies=Latencies(), began=100.0)
+    for _ in range(inferences):
+        trial = trial.after(latency_us)
+    decision = trial.decide(100.0 + waited_s)
+
+    assert (decision.passed if decision else None) is passed
+
+
+def test_golden_vectors_are_compared_within_their_tolerances_and_nan_is_outside() -> None:
+    want = {"p": np.array([[1.0, 2.0]])}
+    tolerances = {"p": Tolerance(atol=0.01, rtol=0.01)}
+
+    compare({"p": np.array([[1.015, 1.975]])}, want, tolerances)
+    for bad in ([[1.03, 2.0]], [[np.nan, 2.0]], [[1.0]]):
+        with pytest.raises(Rejected, match="golden replay"):
+            compare({"p": np.array(bad)}, want, tolerances)
+
+
+# --- telling
+
+
+def reported(**changes: Any) -> Reported:
+    """Return a report."""
+    whole = Reported(
+        version=1, online=True, state="idle", agent="0", profile="gateway", runtime="r", architecture="x86_64"
+    )
+    return replace(whole, **changes)
+
+
+def test_a_change_is_reported_at_once_and_the_rest_every_few_seconds() -> None:
+    reporter = Reporter(every_s=2.0)
+    assert reporter.due(reported(), now=0.0)
+    reporter = reporter.sent(reported(), now=0.0)
+
+    assert not reporter.due(reported(inferences=5), now=1.0)
+    assert reporter.due(reported(inferences=5), now=2.0)
+    assert reporter.due(reported(state="trial"), now=0.1)
+    assert not reporter.due(reported(version=9), now=60.0)
+
+
+def test_versions_only_grow_and_a_will_is_heard_last() -> None:
+    versions = Versions(1)
+    first = [versions.will(), *sorted(versions.next() for _ in range(3))]
+    second = [versions.will(), versions.next()]
+    later = Versions(2).will()
+
+    assert max(first[1:]) < first[0] < second[1] < second[0] < later
+
+
+# --- addresses, configuration, identity
+
+
+@pytest.mark.parametrize(
+    "url", ["mqtt://10.0.0.7:1883", "mqtt://broker.example", "http://127.0.0.1:1", "127.0.0.1:1883"]
+)
+def test_a_broker_without_identities_is_refused_off_this_machine(url: str) -> None:
+    with pytest.raises(Rejected, match="broker: expected"):
+        parse_broker(url)
+
+
+def test_brokers_have_the_usual_ports() -> None:
+    assert parse_broker("mqtts://broker.example").port == 8883
+    assert parse_broker("mqtt://127.0.0.1:1999").port == 1999
+
+
+def test_waits_are_spread_and_bounded() -> None:
+    waits = [full_jitter(attempt, least_s=1.0, most_s=60.0) for attempt in range(200)]
+
+    assert min(waits) >= 1.0
+    assert max(waits) <= 60.0
+    assert len({round(wait, 3) for wait in waits[50:]}) > 100
+
+
+def test_options_win_over_the_file_and_unknown_settings_are_named(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("rate = 5\nseed = 3\n")
+    assert read_config(tmp_path, {"rate": 9.0, "seed": None}) == Config(rate=9.0, seed=3)
+
+    (tmp_path / "config.toml").write_text("speed = 5\n")
+    with pytest.raises(Rejected, match="speed"):
+        read_config(tmp_path, {})
+    with pytest.raises(Rejected, match="rate: expected 0 or more"):
+        read_config(tmp_path / "none", {"rate": -1.0})
+
+
+def test_an_assignment_that_cannot_be_read_names_no_deployment() -> None:
+    assert deployment_of(b'{"metadata": {"targets": "[1]"}}') == ""
+    assert deployment_of(b"\xff") == ""
+
+
+IDENTITY = Identity(
+    project="watch",
+    device="watch-1",
+    profile="gateway",
+    runtime="onnxruntime",
+    architecture="x86_64",
+    broker="mqtt://127.0.0.1:1",
+    server="https://127.0.0.1:1",
+)
+
+
+def enrolled(folder: Path) -> StateFolder:
+    """Return a state folder with an identity."""
+    state = StateFolder(folder)
+    state.keep(IDENTITY, anchor=b"{}", key=b"secret", certificate="", broker_ca="")
+    return state
+
+
+def test_the_key_of_a_device_is_for_its_owner_alone(tmp_path: Path) -> None:
+    state = enrolled(tmp_path / "state")
+
+    assert state.credentials.key.stat().st_mode & 0o777 == 0o600
+    assert StateFolder(tmp_path / "state").identity() == IDENTITY
+    assert [state.starts(), state.starts()] == [1, 2]
+
+
+def test_two_agents_do_not_share_a_state_folder(tmp_path: Path) -> None:
+    state = enrolled(tmp_path / "state")
+    with state.lock(), pytest.raises(Broken, match="another one running"):
+        state.lock()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line", "code"),
+    [
+        (["status"], "expected an enrolled device", 2),
+        (["run"], "run skerry-agent init first", 2),
+        (["init", "https://127.0.0.1:1", "--profile", "gateway"], "join string: expected", 2),
+        (["init", f"https://127.0.0.1:1#t:{'0' * 64}", "--profile", "gateway"], "check the address", 3),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_and_an_exit_status(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], line: str, code: int
+) -> None:
+    assert main([*arguments, "--state", str(tmp_path / "state")]) == code
+
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1
+    assert said[0].startswith("skerry-agent: ")
+    assert line in said[0]
+    assert not (tmp_path / "state").exists()
+
+
+def test_a_state_folder_of_a_newer_version_is_refused_and_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    enrolled(tmp_path)
+    (tmp_path / "VERSION").write_text("99\n")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    assert main(["run", "--state", str(tmp_path)]) == 4
+
+    assert "use a newer skerry-agent" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

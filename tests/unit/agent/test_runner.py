@@ -1,0 +1,190 @@
+"""The runner: saved before acted upon, said once, and safe to interrupt at any moment."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from agent.lifecycle import Effect, Event, Good, Grant, Kind, State
+from agent.runner import Runner, read_state
+from skerry.errors import Broken, Rejected, Unavailable
+from skerry.wire.messages import DeploymentEvent
+
+GRANT = Grant(deployment="d2", release="strokes-2", manifest="new")
+RESULTS = {
+    Effect.DESCRIBE: Kind.DESCRIBED,
+    Effect.FETCH: Kind.FETCHED,
+    Effect.STAGE: Kind.STAGED,
+    Effect.PROBE: Kind.LOADED,
+    Effect.REPLAY: Kind.REPLAYED,
+    Effect.ACTIVATE: Kind.PASSED,
+}
+
+
+class PowerCutError(BaseException):
+    """The plug was pulled."""
+
+
+@dataclass
+class World:
+    """A device whose effects only change a few names; everything in it survives a power cut."""
+
+    slot_good: str = "old"
+    slot_active: str = "old"
+    offered: list[Grant] = field(default_factory=list)
+    bad: bool = False
+    said: list[tuple[str, str]] = field(default_factory=list)
+    performed: list[Effect] = field(default_factory=list)
+    trouble: dict[Effect, list[Exception]] = field(default_factory=dict)
+    cut: Callable[[str], None] = lambda _moment: None
+
+    def announce(self, event: DeploymentEvent) -> None:
+        self.cut("announce")
+        self.said.append((event.deployment, event.state))
+
+    def pending(self) -> bool:
+        return bool(self.offered)
+
+    def measured(self) -> dict[str, float]:
+        return {}
+
+    def decide(self, _state: State) -> Event | None:
+        grant = self.offered[0]
+        self.cut("decide")
+        self.offered.pop(0)
+        return Event(Kind.ASSIGN, grant=grant)
+
+    def perform(self, effect: Effect, state: State) -> Event | None:
+        self.cut(f"before {effect.value}")
+        self.performed.append(effect)
+        if self.trouble.get(effect):
+            raise self.trouble[effect].pop(0)
+        result = self._do(effect, state)
+        self.cut(f"after {effect.value}")
+        return result
+
+    def _do(self, effect: Effect, state: State) -> Event | None:
+        if effect is Effect.ROLL_BACK:
+            self.slot_active = self.slot_good
+            return Event(Kind.ROLLED_BACK, good=Good(manifest=self.slot_good))
+        if effect is Effect.COMMIT and state.grant:
+            self.slot_good = self.slot_active = state.grant.manifest
+        if effect is Effect.ACTIVATE and state.grant:
+            self.slot_active = state.grant.manifest
+            if self.bad:
+                return Event(Kind.REFUSED, reason="too slow")
+        return Event(RESULTS[effect]) if effect in RESULTS else None
+
+
+def boot(file: Path, world: World) -> Runner:
+    """Start a runner on what is on the disk."""
+    runner = Runner(file, announce=world.announce, retry_s=1e-9, retry_most_s=1e-9)
+    runner.wake_up(world)
+    return runner
+
+
+def settle(runner: Runner, world: World) -> None:
+    """Let it work until there is nothing to do."""
+    for _ in range(200):
+        if not runner.turn(world):
+            return
+    raise AssertionError("expected the runner to settle")
+
+
+def test_a_deployment_is_carried_through_and_every_step_is_said_once(tmp_path: Path) -> None:
+    world = World(offered=[GRANT])
+    settle(boot(tmp_path / "lifecycle.json", world), world)
+
+    assert [state for _, state in world.said] == [
+        *("assigned", "fetching", "verified", "staged", "replaying", "trial", "committed"),
+    ]
+    assert (world.slot_good, world.slot_active) == ("new", "new")
+    assert read_state(tmp_path / "lifecycle.json").good.manifest == "new"
+
+
+MOMENTS = [
+    "decide",
+    "announce",
+    *(f"{when} {each.value}" for each in Effect if each is not Effect.NONE for when in ("before", "after")),
+]
+
+
+@pytest.mark.parametrize("bad", [False, True])
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("nth", [1, 3])
+def test_a_power_cut_at_any_moment_ends_on_a_good_model(tmp_path: Path, moment: str, bad: bool, nth: int) -> None:
+    left = nth
+
+    def cut(now: str) -> None:
+        nonlocal left
+        if now == moment:
+            left -= 1
+            if left == 0:
+                raise PowerCutError
+
+    world = World(offered=[GRANT], bad=bad, cut=cut)
+    file = tmp_path / "lifecycle.json"
+    for _ in range(3):
+        try:
+            settle(boot(file, world), world)
+            break
+        except PowerCutError:
+            continue
+
+    state = read_state(file)
+    expected = ("failed", "old") if bad else ("committed", "new")
+    assert (state.phase, world.slot_active, world.slot_good) == (expected[0], expected[1], expected[1])
+    assert world.said[-1] == ("d2", expected[0])
+
+
+def test_a_missing_connection_is_waited_for(tmp_path: Path) -> None:
+    world = World(offered=[GRANT], trouble={Effect.FETCH: [Unavailable("no answer")] * 20})
+    settle(boot(tmp_path / "lifecycle.json", world), world)
+
+    assert world.said[-1] == ("d2", "committed")
+    assert world.performed.count(Effect.FETCH) == 21
+    assert [state for _, state in world.said].count("fetching") == 1
+
+
+@pytest.mark.parametrize(("error", "tries"), [(Rejected("wrong profile"), 1), (Broken("disk full"), 3)])
+def test_who_must_act_decides_how_often_it_is_tried(tmp_path: Path, error: Exception, tries: int) -> None:
+    world = World(offered=[GRANT], trouble={Effect.DESCRIBE: [error] * 20})
+    settle(boot(tmp_path / "lifecycle.json", world), world)
+
+    assert world.performed.count(Effect.DESCRIBE) == tries
+    assert world.said[-1] == ("d2", "failed")
+    assert world.slot_active == "old"
+
+
+def test_a_deployment_that_is_replaced_gets_a_last_word(tmp_path: Path) -> None:
+    other = Grant(deployment="d3", release="strokes-3", manifest="newer")
+    world = World(offered=[GRANT], trouble={Effect.FETCH: [Unavailable("no answer")]})
+    runner = boot(tmp_path / "lifecycle.json", world)
+    while Effect.FETCH not in world.performed:
+        runner.turn(world)
+
+    world.offered.append(other)
+    settle(runner, world)
+
+    assert ("d2", "failed") in world.said
+    assert world.said[-1] == ("d3", "committed")
+
+
+def test_late_news_changes_nothing(tmp_path: Path) -> None:
+    world = World(offered=[GRANT])
+    runner = boot(tmp_path / "lifecycle.json", world)
+    settle(runner, world)
+    before = read_state(tmp_path / "lifecycle.json")
+
+    runner.tell(Event(Kind.PASSED))
+    settle(runner, world)
+
+    assert read_state(tmp_path / "lifecycle.json") == before
+
+
+def test_a_state_that_cannot_be_read_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "lifecycle.json").write_bytes(b"{}")
+
+    with pytest.raises(Broken, match="expected the lifecycle's state"):
+        boot(tmp_path / "lifecycle.json", World())

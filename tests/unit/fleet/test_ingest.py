@@ -1,0 +1,240 @@
+"""What devices say, taken in: each entry once, whatever comes how often in which order."""
+
+import base64
+import json
+import zlib
+from dataclasses import replace as changed
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import func, select
+
+from control_plane import ingest
+from control_plane.ingest import handle
+from control_plane.plane import Plane
+from control_plane.schema import Deployment, Device, Event, Gap, OutboxMark, Release, Rollout, Window
+from skerry.wire import codec, messages, topics
+from skerry.wire.report import WindowReport, encode_report
+
+GULL = topics.identity("watch", "gull")
+
+
+def window(number: int, *, rows: int = 10) -> bytes:
+    """Return the body of a window."""
+    report = WindowReport(
+        manifest="ab" * 8,
+        monitor="cd" * 8,
+        window=number,
+        start=number * 10,
+        end=number * 10 + 10,
+        rows=rows,
+        labelled=rows,
+        correct=rows - 1,
+        latency_p50_us=100,
+        latency_p99_us=200,
+        tables=((rows, 0), (1, rows - 1)),
+    )
+    return encode_report(report)
+
+
+def entry(sequence: int, kind: str, body: bytes, *, event_time: float = 5.0) -> messages.Entry:
+    """Return an entry of the outbox."""
+    text = base64.b64encode(body).decode()
+    return messages.Entry(sequence=sequence, kind=kind, event_time=event_time, crc=zlib.crc32(body), body=text)
+
+
+def say(plane: Plane, entries: list[messages.Entry], *, epoch: str = "e1") -> messages.Ack:
+    """Let gull say it; return the acknowledgement."""
+    payload = codec.encode(messages.Outbox(epoch=epoch, entries=tuple(entries)))
+    (reply,) = handle(plane, topics.up(GULL, "outbox"), payload)
+    assert reply.topic == topics.down(GULL, "ack")
+    assert not reply.retain
+    return codec.decode(messages.Ack, reply.payload)
+
+
+def texts(plane: Plane, kind: str) -> list[str]:
+    """Return the texts of the events of a kind."""
+    with plane.readers() as session:
+        return list(session.scalars(select(Event.text).where(Event.kind == kind).order_by(Event.id)))
+
+
+_epochs = iter(range(1, 1_000_000))
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=25)
+@given(st.lists(st.lists(st.integers(1, 12), min_size=1, max_size=6), max_size=12))
+def test_batches_in_any_order_and_number_merge_each_entry_once(plane: Plane, batches: list[list[int]]) -> None:
+    epoch = f"{next(_epochs):x}"
+    for batch in batches:
+        ack = say(plane, [entry(sequence, "window", window(sequence)) for sequence in batch], epoch=epoch)
+    told = {sequence for batch in batches for sequence in batch}
+    with plane.readers() as session:
+        merged = session.scalars(select(Window.number).where(Window.epoch == epoch)).all()
+        mark = session.get(OutboxMark, ("gull", epoch))
+    assert sorted(merged) == sorted(told)
+    if mark is not None:
+        assert mark.merged == len(told)
+        assert mark.repeated == sum(map(len, batches)) - len(told)
+        assert ack.up_to == mark.up_to == next(n for n in range(14) if n + 1 not in told)
+
+
+def test_an_acknowledgement_names_only_what_is_committed(plane: Plane) -> None:
+    assert say(plane, [entry(1, "window", window(0)), entry(3, "window", window(2))]).up_to == 1
+    assert say(plane, [entry(2, "window", window(1))]).up_to == 3
+
+
+def test_another_body_under_the_same_number_is_a_conflict_and_both_are_kept(plane: Plane) -> None:
+    say(plane, [entry(1, "window", window(0))])
+    other = entry(1, "window", window(0, rows=20))
+    ack = say(plane, [other])
+    assert ack.new_epoch
+    with plane.readers() as session:
+        assert session.scalars(select(Window.rows)).all() == [10]
+        assert session.get_one(OutboxMark, ("gull", "e1")).conflicts == 1
+        kept = session.scalars(select(Event).where(Event.kind == "conflict")).one()
+    assert kept.data["body"] == other.body
+
+
+def test_a_damaged_entry_is_a_gap_and_holds_up_nobody(plane: Plane) -> None:
+    bad = changed(entry(1, "window", window(0)), crc=7)
+    unreadable = entry(2, "window", b"\x07nonsense")
+    assert say(plane, [bad, unreadable, entry(3, "window", window(2))]).up_to == 3
+    with plane.readers() as session:
+        assert session.scalars(select(Window.number)).all() == [2]
+        gaps = session.scalars(select(Gap).order_by(Gap.sequence)).all()
+    assert [(gap.first, gap.count) for gap in gaps] == [(1, 1), (2, 1)]
+    assert "CRC" in gaps[0].reason
+    assert len(texts(plane, "gap")) == 2
+
+
+def test_what_a_device_gave_up_is_recorded(plane: Plane) -> None:
+    gap = messages.Gap(kind="window", first=1, last=4, count=4, reason="quota")
+    assert say(plane, [entry(1, "gap", codec.encode(gap)), entry(5, "window", window(0))]).up_to == 5
+    with plane.readers() as session:
+        row = session.scalars(select(Gap)).one()
+    assert (row.first, row.last, row.count, row.reason) == (1, 4, 4, "quota")
+
+
+def test_a_gap_over_what_was_heard_is_neither_a_loss_nor_a_conflict(plane: Plane) -> None:
+    say(plane, [entry(1, "window", window(0))])
+    gap = messages.Gap(kind="window", first=1, last=1, count=1, reason="damaged")
+    ack = say(plane, [entry(1, "gap", codec.encode(gap))])
+    assert (ack.up_to, ack.new_epoch) == (1, False)
+    with plane.readers() as session:
+        assert session.scalars(select(Gap)).all() == []
+
+
+def test_a_gap_that_does_not_begin_at_its_own_number_accounts_for_that_number_alone(plane: Plane) -> None:
+    gap = messages.Gap(kind="window", first=1, last=1 << 61, count=4, reason="quota")
+    assert say(plane, [entry(1, "window", window(0)), entry(2, "gap", codec.encode(gap))]).up_to == 2
+
+
+def test_an_entry_of_a_kind_from_the_future_is_acknowledged_and_told(plane: Plane) -> None:
+    assert say(plane, [entry(1, "poem", b"{}")]).up_to == 1
+    assert "'poem'" in texts(plane, "refused")[0]
+
+
+@pytest.fixture
+def deployment(plane: Plane) -> str:
+    """Return the id of a deployment of gull that is assigned."""
+    now = plane.clock()
+    with plane.sessions.begin() as session:
+        session.add(
+            Release(name="watch-1", model="watch", version=1, state="live", payload=b"", created_at=now, live_at=now)
+        )
+        session.flush()
+        session.add(Rollout(id=1, release="watch-1", state="running", created_at=now))
+        session.flush()
+        session.add(
+            Deployment(id="r1-1", rollout=1, wave=1, device="gull", release="watch-1", manifest="m", state="assigned")
+        )
+    return "r1-1"
+
+
+def moved(deployment: str, state: str, **more: object) -> bytes:
+    """Return the body of a deployment event."""
+    tree = {"deployment": deployment, "release": "watch-1", "manifest": "m", "state": state, **more}
+    return json.dumps(tree).encode()
+
+
+def test_deployment_events_move_the_deployment_and_late_ones_do_not_move_it_back(plane: Plane, deployment: str) -> None:
+    say(plane, [entry(1, "deployment", moved(deployment, "fetching"))])
+    committed = moved(deployment, "committed", bytes_received=700, measured={"p50": 3.0})
+    say(plane, [entry(3, "deployment", committed, event_time=99.0)])
+    say(plane, [entry(2, "deployment", moved(deployment, "trial"))])
+    with plane.readers() as session:
+        row = session.get_one(Deployment, deployment)
+    assert (row.state, row.bytes_received, row.committed_event_time) == ("committed", 700, 99.0)
+    assert row.measured == {"p50": 3.0}
+    assert row.ended_at is not None
+    say(plane, [entry(4, "deployment", moved(deployment, "rolling_back", reason="marker"))])
+    with plane.readers() as session:
+        assert session.get_one(Deployment, deployment).state == "rolling_back"
+
+
+def test_a_device_cannot_speak_for_the_deployment_of_another(plane: Plane, deployment: str) -> None:
+    with plane.sessions.begin() as session:
+        session.get_one(Deployment, deployment).device = "auk"
+    say(plane, [entry(1, "deployment", moved(deployment, "committed"))])
+    with plane.readers() as session:
+        assert session.get_one(Deployment, deployment).state == "assigned"
+
+
+def test_the_reported_half_of_the_twin_is_kept_and_a_last_will_only_ends_the_connection(plane: Plane) -> None:
+    reported = messages.Reported(
+        version=3,
+        online=True,
+        state="committed",
+        agent="1",
+        profile="x86-64-gateway",
+        runtime="onnxruntime",
+        architecture="x86_64",
+        manifest="ff",
+    )
+    handle(plane, topics.up(GULL, "reported"), codec.encode(reported))
+    will = changed(reported, online=False, state="idle", manifest="", version=1)
+    handle(plane, topics.up(GULL, "reported"), codec.encode(will))
+    with plane.readers() as session:
+        device = session.get_one(Device, "gull")
+    assert not device.online
+    assert (device.reported["manifest"], device.reported["state"]) == ("ff", "committed")
+    assert texts(plane, "device") == ["gull is online", "gull is offline"]
+
+
+def test_an_answer_becomes_an_event(plane: Plane) -> None:
+    answer = messages.Answer(id="q1", ok=True, result={"free": 3})
+    assert handle(plane, topics.up(GULL, "answer"), codec.encode(answer)) == []
+    assert texts(plane, "answer") == ["gull: request q1 done"]
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        b"{",
+        b'{"epoch": "e1"}',
+        b'{"epoch": "../x", "entries": []}',
+        b'{"epoch": "e1", "entries": [{"sequence": 0, "kind": "window", "event_time": 1, "crc": 1, "body": ""}]}',
+        b'{"epoch": "e1", "entries": [{"sequence": 1, "kind": "window", "event_time": NaN, "crc": 1, "body": ""}]}',
+        b'{"epoch": "e1", "entries": [{"sequence": 1, "kind": "\\ud800", "event_time": 1, "crc": 1, "body": ""}]}',
+        b'{"epoch": "e1", "entries": [{"sequence": 9999999999999999999, "kind": "", "event_time": 1, "crc": 1}]}',
+    ],
+)
+def test_a_payload_that_cannot_be_used_is_refused_once_a_minute_in_the_timeline(
+    plane: Plane, payload: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingest, "_refused", ingest._Refusals())
+    for _ in range(3):
+        assert handle(plane, topics.up(GULL, "outbox"), payload) == []
+    with plane.readers() as session:
+        assert session.scalar(select(func.count()).select_from(OutboxMark)) == 0
+    assert len(texts(plane, "refused")) == 1
+
+
+def test_who_is_not_enrolled_or_of_another_project_is_left_alone(plane: Plane) -> None:
+    payload = codec.encode(messages.Outbox(epoch="e1", entries=(entry(1, "window", window(0)),)))
+    for identity in ("watch.auk", "watch.nobody", "other.gull"):
+        assert handle(plane, topics.up(identity, "outbox"), payload) == []
+    with plane.readers() as session:
+        assert session.scalar(select(func.count()).select_from(Window)) == 0
