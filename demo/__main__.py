@@ -48,7 +48,9 @@ def play(console: Console, *, keep: bool) -> int:
     began, began_at = time.monotonic(), datetime.now(UTC)
     folder = emptied(FOLDER)
     windows = watch.load()
-    console.print(f"{len(windows.x)} windows of 10 wearers, seven exercises; everything goes to {folder}")
+    console.print(
+        f"{len(windows.x)} windows of 10 wearers, seven exercises; everything goes to {folder}", soft_wrap=True
+    )
 
     home, keys = folder / "server", folder / "offline-keys"
     with Programs(home=home, logs=folder / "logs") as programs:
@@ -137,9 +139,9 @@ def show(console: Console, result: dict[str, object], unmet: list[str], folder: 
         table.add_row(key, str(value))
     console.print()
     console.print(table)
-    console.print(f"report: {folder / 'report.json'}\ncharts: {folder / 'report.html'}")
+    console.print(f"report: {folder / 'report.json'}\ncharts: {folder / 'report.html'}", soft_wrap=True)
     for line in unmet:
-        console.print(f"[red]not as promised[/red]: {line}")
+        console.print(f"[red]not as promised[/red]: {line}", soft_wrap=True)
     if not unmet:
         console.print("[green]every promise of the story was kept[/green]")
 
@@ -154,7 +156,7 @@ def flat(tree: dict[str, object], prefix: str = "") -> list[tuple[str, object]]:
 
 def stay(console: Console, programs: Programs, *, address: str) -> None:
     """Leave everything up until Ctrl-C."""
-    console.print(f"\nthe control plane and its eight agents stay up: {address}\nend them with Ctrl-C")
+    console.print(f"\nthe control plane and its eight agents stay up: {address}\nend them with Ctrl-C", soft_wrap=True)
     try:
         programs.wait_for("server")
     except KeyboardInterrupt:

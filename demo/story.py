@@ -61,7 +61,7 @@ class Story:
 
     def say(self, text: str) -> None:
         """Print one line with the seconds since the beginning."""
-        self.console.print(f"[dim]{time.monotonic() - self.began:6.1f} s[/dim]  {text}")
+        self.console.print(f"[dim]{time.monotonic() - self.began:6.1f} s[/dim]  {text}", soft_wrap=True)
 
     def mark(self, label: str) -> None:
         """Remember this moment for the charts."""
@@ -70,11 +70,11 @@ class Story:
     @contextmanager
     def act(self, title: str) -> Iterator[None]:
         """Open an act: a headline, and a spinner while it goes on."""
-        self.console.print(f"\n[bold]{title}[/bold]")
+        self.console.print(f"\n[bold]{title}[/bold]", soft_wrap=True)
         with self.console.status("working"):
             yield
 
-    def until(self, what: str, check: Any, *, timeout_s: float = 60.0) -> Any:
+    def until(self, what: str, check: Any, *, timeout_s: float = 120.0) -> Any:
         """Wait for something that the product shall do by itself."""
         return until(what, check, timeout_s=timeout_s, programs=self.programs)
 
@@ -123,10 +123,10 @@ def release(story: Story, *, version: int, waves: tuple[tuple[str, str], ...]) -
                 story.say(f"wave {wave['name']}: {len(held)} committed ({', '.join(held)})")
         return bool(state["state"] != "running")
 
-    story.until(f"the end of the rollout of {name}", over, timeout_s=90)
+    story.until(f"the end of the rollout of {name}", over)
 
 
-def grown(story: Story, watches: tuple[Watch, ...], *, count: int, since: dict[str, float], timeout_s: float) -> None:
+def grown(story: Story, watches: tuple[Watch, ...], *, count: int, since: dict[str, float]) -> None:
     """Wait until each of the watches has `count` merged windows that began after its time in `since`."""
 
     def enough() -> bool:
@@ -136,7 +136,7 @@ def grown(story: Story, watches: tuple[Watch, ...], *, count: int, since: dict[s
             for one in watches
         )
 
-    story.until(f"{count} more windows of {len(watches)} devices", enough, timeout_s=timeout_s)
+    story.until(f"{count} more windows of {len(watches)} devices", enough)
 
 
 def move(story: Story, watches: tuple[Watch, ...], *, wrist: str) -> dict[str, Moment]:
@@ -180,7 +180,7 @@ def tell(story: Story) -> None:
         release(story, version=1, waves=(("first", every(one.name for one in FIRST_WAVE)), ("rest", "rest")))
 
     with story.act("3  Each watch gets to know its wearer"):
-        grown(story, WATCHES, count=COMMISSIONING + 2, since={}, timeout_s=60)
+        grown(story, WATCHES, count=COMMISSIONING + 2, since={})
         story.say(f"every device has counted its {COMMISSIONING} commissioning windows, and two more")
 
     with story.act("4  Three watches lose the network, and go on"):
@@ -189,19 +189,19 @@ def tell(story: Story) -> None:
     with story.act("5  One watch moves to the other wrist"):
         story.false_alarms_before = len(story.client.drift()["findings"])
         story.moved |= move(story, (MOVES_FIRST,), wrist="left")
-        flag = story.until("a local flag", lambda: findings(story, "local"), timeout_s=40)[0]
+        flag = story.until("a local flag", lambda: findings(story, "local"))[0]
         story.local = flag
         story.say(f"{flag['device']} is flagged, and nothing else happens")
-        grown(story, (MOVES_FIRST,), count=2, since={MOVES_FIRST.name: flag["event_time"]}, timeout_s=30)
+        grown(story, (MOVES_FIRST,), count=2, since={MOVES_FIRST.name: flag["event_time"]})
         story.say(f"two windows later: {len(story.client.drift()['findings'])} finding in all")
 
     with story.act("6  All of them move: the world has changed"):
         others = tuple(one for one in WATCHES if one is not MOVES_FIRST)
         story.moved |= move(story, others, wrist="left")
-        story.world = story.until("a changed world", lambda: findings(story, "world"), timeout_s=40)[0]
+        story.world = story.until("a changed world", lambda: findings(story, "world"))[0]
         story.say("the fleet says that the world has changed")
         since = {name: moment.by for name, moment in story.moved.items()}
-        grown(story, WATCHES, count=3, since=since, timeout_s=40)
+        grown(story, WATCHES, count=3, since=since)
 
     with story.act("7  The operator adds the other wrist, and a few labels from each device; version 2 is gated"):
         other_wrist = windows.where(wearers=watch.TRAIN_WEARERS, wrist="left")
@@ -219,10 +219,14 @@ def tell(story: Story) -> None:
         release(story, version=2, waves=(("canary", every(one.name for one in CANARIES)), ("all", "rest")))
 
     with story.act("9  Accuracy is back, on the other wrist and on the first"):
-        grown(story, WATCHES, count=6, since=story.fleet.event_clocks(WATCHES), timeout_s=40)
+        grown(story, WATCHES, count=6, since=story.fleet.event_clocks(WATCHES))
+        story.say("six windows of every device under version 2, on the other wrist")
         story.moved_back = move(story, WATCHES, wrist="right")
         since = {name: moment.by for name, moment in story.moved_back.items()}
-        grown(story, WATCHES, count=4, since=since, timeout_s=40)
+        grown(story, WATCHES, count=4, since=since)
+        story.say(
+            "and four on the first wrist again, which the fleet notices too: its inputs moved, its accuracy did not"
+        )
     story.fleet.end()
 
 
@@ -230,9 +234,7 @@ def lose_and_regain_the_network(story: Story) -> None:
     """Cut three agents off at the relay, let them fill their buffers, and wait until all of it is home."""
     story.mark("three cut off")
     story.relay.cut()
-    story.until(
-        "three devices offline", lambda: sum(not each["online"] for each in story.client.devices()) == 3, timeout_s=60
-    )
+    story.until("three devices offline", lambda: sum(not each["online"] for each in story.client.devices()) == 3)
     story.say(f"{', '.join(one.name for one in CUT_OFF)} are offline; they go on inferring")
 
     def filled() -> dict[str, int] | None:
@@ -241,7 +243,7 @@ def lose_and_regain_the_network(story: Story) -> None:
             story.fleet.note_depth(name, depth)
         return depths if all(depth >= 6 for depth in depths.values()) else None
 
-    story.offline = story.until("six windows in each buffer", filled, timeout_s=60)
+    story.offline = story.until("six windows in each buffer", filled)
     story.say(f"{sum(story.offline.values())} windows wait in their buffers")
     story.mark("back")
     story.relay.restore()
@@ -250,5 +252,5 @@ def lose_and_regain_the_network(story: Story) -> None:
         rows = [each for each in story.client.devices() if each["name"] in story.offline]
         return all(each["online"] and each["reported"]["outbox_depth"] <= 1 for each in rows)
 
-    story.until("empty buffers", home, timeout_s=60)
+    story.until("empty buffers", home)
     story.say("they are back, and their buffers are empty")
