@@ -35,6 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SkerryError as error:
         print(f"skerry-agent: {error}", file=sys.stderr)
         return next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1)
+    except OSError as error:
+        print(f"skerry-agent: {error.filename}: {error.strerror}; check its permissions and the disk", file=sys.stderr)
+        return EXIT_CODES[Broken]
     except KeyboardInterrupt:
         return 130
 

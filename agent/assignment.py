@@ -50,8 +50,8 @@ class Inbox:
         self._decided = self._decided_file.read_text() if self._decided_file.exists() else _digest(b"")
 
     def offer(self, payload: bytes) -> bool:
-        """Keep an assignment durably; False when it is the one that is kept already."""
-        if payload == self._payload:
+        """Keep an assignment durably; False when it is the one that is kept already, or a cleared topic."""
+        if payload in (b"", self._payload):
             return False
         write_durably(self._file, payload)
         self._payload = payload
@@ -113,7 +113,8 @@ def gather(
 def ask_child(*, anchor: Path, trust: Path, spool: Path, device: str) -> Verdict:
     """Let a short-lived process judge the spool folder; raises `Broken` when it gives no verdict."""
     command = [
-        *(sys.executable, "-m", "agent.trust_child"),
+        # -P: the working folder is not searched for modules
+        *(sys.executable, "-P", "-m", "agent.trust_child"),
         *("--anchor", str(anchor), "--metadata", str(trust), "--spool", str(spool), "--device", device),
     ]
     try:
@@ -133,7 +134,11 @@ def _index(link: Retained, project: str, *, timeout_s: float) -> Index:
     found = link.fetch_retained([topic], timeout_s=timeout_s)
     if topic not in found:
         raise Unavailable("image repository: expected its index on the broker, got no answer")
-    return codec.decode(Index, found[topic])
+    try:
+        return codec.decode(Index, found[topic])
+    except Rejected as error:
+        # it is not signed: what it says wrong is no reason to refuse what the director signed
+        raise Unavailable(f"image repository: {error}") from error
 
 
 def _trusted_root(path: Path, anchor_root: str) -> int:

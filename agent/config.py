@@ -1,5 +1,6 @@
 """The agent's configuration: one frozen dataclass, TOML in, checked once."""
 
+import math
 import tomllib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +34,9 @@ class Config:
     broker: str = ""
 
     def __post_init__(self) -> None:
+        for name in self.__slots__:
+            if isinstance(getattr(self, name), float) and not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name}: expected a finite number, got {getattr(self, name)}")
         for name in ("rate", "event_step_s"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")

@@ -15,7 +15,7 @@ from agent.effects import DeviceEffects
 from agent.engine import Engine
 from agent.identity import StateFolder
 from agent.lifecycle import Event, Kind, Phase
-from agent.link import Link, parse_broker
+from agent.link import Heard, Link, parse_broker
 from agent.outbox import OutboxFile
 from agent.runner import Runner
 from agent.source import ReplaySource
@@ -47,6 +47,8 @@ class Daemon:
         self._versions = Versions(folder.starts())
         self._news = threading.Event()
         self._ended = threading.Event()
+        self._unheard: Heard | None = None
+        self._refusal = ""
         self._outbox = OutboxFile(folder.outbox_file, quota_bytes=config.quota_bytes)
         self._publisher = Publisher(self._outbox, ack_timeout_s=config.ack_timeout_s)
         self._reporter = Reporter(every_s=config.report_every_s)
@@ -82,7 +84,11 @@ class Daemon:
         self._effects.interrupted = lambda: self._runner.interrupts(self._effects)
 
     def run(self, stop: threading.Event) -> int:
-        """Live until `stop`, and return the exit status; a broker that is not there is waited for."""
+        """Live until `stop`, and return the exit status; a broker that is not there is waited for.
+
+        Raises:
+            Broken: one of the threads ended by itself; the supervisor starts the agent anew.
+        """
         with self._living():
             connections = 0
             while not stop.is_set() and not self._ended.is_set() and self._engine.alive:
@@ -91,12 +97,25 @@ class Daemon:
                     connections = self._link.connections
                     self._reporter = Reporter(every_s=self._config.report_every_s)
                     self._runner.nudge()
-                self._listen()
-                self._publisher.tick(self._link)
-                self._report()
+                self._converse()
                 self._news.wait(TICK_S)
                 self._news.clear()
-        return 0 if stop.is_set() else 4
+            if not stop.is_set():
+                ended = "updater" if self._engine.alive else "engine"
+                raise Broken(f"expected the {ended} to run on, got its end; start the agent again")
+        return 0
+
+    def _converse(self) -> None:
+        """Hear and tell, once; a disk that refuses is asked again at the next turn, and inference goes on."""
+        try:
+            self._listen()
+            self._publisher.tick(self._link)
+            self._report()
+            self._refusal = ""
+        except Broken as error:
+            if str(error) != self._refusal:
+                _log.error("%s", error)
+            self._refusal = str(error)
 
     @contextlib.contextmanager
     def _living(self) -> Iterator[None]:
@@ -133,14 +152,18 @@ class Daemon:
             self._news.set()
 
     def _listen(self) -> None:
-        """Handle what was heard: make it durable, then tell the broker that it arrived."""
-        while not self._link.heard.empty():
-            heard = self._link.heard.get()
+        """Handle what was heard: make it durable, then tell the broker that it arrived.
+
+        What the disk refused stays at hand: the broker would say it again only on another connection.
+        """
+        while self._unheard is not None or not self._link.heard.empty():
+            heard = self._unheard = self._unheard or self._link.heard.get()
             if heard.name == "ack":
                 self._publisher.acknowledged(heard.payload)
             elif self._effects.offer(heard.payload):
                 self._runner.nudge()
             heard.settle()
+            self._unheard = None
 
     def _report(self) -> None:
         if not self._link.connected:
@@ -176,7 +199,8 @@ class Daemon:
 
     def _problem(self) -> str:
         source = self._source.problem if self._source else ""
-        return self._engine.problem or source or self._effects.problem or self._runner.state.reason
+        problems = (self._engine.problem, source, self._refusal, self._effects.problem, self._runner.state.reason)
+        return next(filter(None, problems), "")
 
     def _announce(self, event: DeploymentEvent) -> None:
         self._outbox.put("deployment", codec.encode(event), event_time=self._engine.event_time)
@@ -187,4 +211,4 @@ class Daemon:
         if grant is None or grant.manifest != manifest:
             return
         kind = Kind.PASSED if decision.passed else Kind.REFUSED
-        self._runner.tell(Event(kind, reason=decision.reason))
+        self._runner.tell(Event(kind, grant=grant, reason=decision.reason))

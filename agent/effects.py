@@ -19,7 +19,7 @@ from agent.observe import Observer, read_monitor, read_outputs
 from agent.trial import Terms as TrialTerms
 from skerry.delivery.partial import PartialFile
 from skerry.delivery.slots import MANIFEST, Slots
-from skerry.errors import Rejected, Unavailable
+from skerry.errors import Broken, Rejected, Unavailable
 from skerry.runtimes import Refused, open_session, run_in_child
 from skerry.wire import codec
 from skerry.wire.manifest import CHUNK_BYTES, FileEntry, Manifest, Tolerance, target_name
@@ -144,7 +144,9 @@ class DeviceEffects:
         fetched = self._fetch_files([entry])
         if fetched is None:
             return Event(Kind.UNAVAILABLE)
-        self._check_fit(self._read_manifest(grant), state, grant)
+        manifest = self._read_manifest(grant)
+        self._check_fit(manifest, state, grant)
+        self._check_room(manifest)
         return Event(Kind.DESCRIBED, received=fetched)
 
     def _fetch(self, _state: State, grant: Grant) -> Event:
@@ -292,6 +294,8 @@ class DeviceEffects:
         total = sum(entry.length for entry in manifest.files)
         if total > MAX_ARTIFACT_BYTES:
             raise Rejected(f"manifest: expected at most {MAX_ARTIFACT_BYTES} bytes of files, got {total}")
+        if not (manifest.inputs and manifest.outputs and manifest.labels):
+            raise Rejected("manifest: expected inputs, outputs and labels, got none of one of them")
         read_monitor(manifest)
         committed = self._committed(state)
         older = committed is not None and committed.model == manifest.model and manifest.version < committed.version
@@ -299,6 +303,13 @@ class DeviceEffects:
             raise Rejected(
                 f"{manifest.model}: expected a newer version, got {manifest.version}; assign it as a rollback"
             )
+
+    def _check_room(self, manifest: Manifest) -> None:
+        """Raise `Broken` unless the files fit twice, fetched and in a slot, and leave the outbox what it may need."""
+        needed = 2 * sum(entry.length for entry in manifest.files) + self._config.quota_bytes
+        free = shutil.disk_usage(self._folder.path).free
+        if free < needed:
+            raise Broken(f"{self._folder.path}: expected {needed} bytes free for the artifact, got {free}; make room")
 
     def _committed(self, state: State) -> Manifest | None:
         running = self._engine.running

@@ -130,11 +130,16 @@ class Engine:
         running, manifest = self._running, self._running.manifest
         try:
             sample = self._source.next()
+        except Rejected as error:
+            return self._without_input(str(error))
+        try:
             began = time.perf_counter_ns()
             outputs = running.session.run({manifest.inputs[0].name: sample.values})
             latency_us = (time.perf_counter_ns() - began) / 1000
             seen = read_outputs(manifest, outputs)
         except Rejected as error:
+            if not _finite(sample):
+                return self._without_input(f"input: expected finite values, got NaN or infinity; {error}")
             return self._trouble(str(error))
         self.inferences += 1
         self.problem = ""
@@ -165,20 +170,28 @@ class Engine:
 
     def _close_window(self, observer: Observer) -> None:
         body = encode_report(observer.report(event_time=self.event_time))
-        self._outbox.close_window(observer.digest, body, number=observer.number, event_clock=self._clock)
+        self._outbox.close_window(observer.digest, body, number=observer.number, event_clock=self.event_time)
         observer.next_window()
         self._on_window()
 
     def _trouble(self, problem: str) -> Decision | None:
         """A row that could not be judged: the end of a trial; for what is committed, something to report."""
-        if problem != self.problem:
-            _log.warning("inference: %s", problem)
-        self.problem = problem
-        self._due = time.monotonic() + 1.0
+        self._note(problem)
         if self._trial is None:
             return None
         self._trial = None
         return Decision(passed=False, reason=problem)
+
+    def _without_input(self, problem: str) -> Decision | None:
+        """Without an input, or with one that is no number, nothing is learnt about what runs; a trial goes on."""
+        self._note(problem)
+        return self._decide()
+
+    def _note(self, problem: str) -> None:
+        if problem != self.problem:
+            _log.warning("inference: %s", problem)
+        self.problem = problem
+        self._due = time.monotonic() + 1.0
 
     def _decide(self) -> Decision | None:
         """Return the trial's decision, once; what is on trial runs on, uncounted, until somebody acts on it."""
@@ -203,7 +216,7 @@ class Engine:
         # after a pause the loop does not run faster to catch up
         self._due = max(self._due + step, now - step)
         if self._due > now:
-            self._stop.wait(self._due - now)
+            self._stop.wait(min(self._due - now, threading.TIMEOUT_MAX))
 
     def _open_observer(self, running: Running) -> Observer:
         kept = self._outbox.open_window(running.digest)
@@ -219,7 +232,13 @@ class Engine:
         if observer is None or observer.rows == 0:
             return
         body = encode_open(observer.save())
-        self._outbox.save_open(observer.digest, body, number=observer.number, event_clock=self._clock)
+        self._outbox.save_open(observer.digest, body, number=observer.number, event_clock=self.event_time)
+
+
+def _finite(sample: Sample) -> bool:
+    import numpy as np
+
+    return bool(np.isfinite(sample.values).all())
 
 
 def _name(truth: str | int | None, manifest: Manifest) -> str | None:

@@ -45,9 +45,7 @@ def enrol(join_text: str, *, profile: str, folder: Path, runtime: str = "", simu
     """
     join = parse_join(join_text)
     state = StateFolder(folder)
-    if state.identity_file.exists():
-        who = state.identity().who
-        raise Rejected(f"{folder}: expected a new state folder, got the one of {who}; use another --state")
+    state.expect_new()  # before the token is spent
     here = tuple(each for each in RUNTIMES if isinstance(probe(each), RuntimeInfo))
     if runtime and runtime not in here:
         raise Rejected(_missing(runtime))
@@ -165,7 +163,7 @@ def _call(url: str, method: str, path: str, *, context: ssl.SSLContext, body: by
         data = response.read(MAX_ANSWER_BYTES + 1)
     except ssl.SSLCertVerificationError as error:
         raise Rejected(f"{url}: expected a certificate of the pinned CA, got: {error.verify_message}") from error
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, http.client.HTTPException, UnicodeError) as error:  # the last: a name that no host can have
         shown = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise Unavailable(
             f"{url}: expected an answer, got: {shown}; check the address and that the server runs"

@@ -1,6 +1,7 @@
 """Who this device is, and the state folder that holds it."""
 
 import fcntl
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -66,18 +67,29 @@ class StateFolder:
         except OSError as error:
             raise Broken(f"{self.anchor_file}: expected the anchor, got: {error.strerror}; enrol again") from error
 
+    def expect_new(self) -> None:
+        """Raise `Rejected` when a device lives here already, and `Broken` when none could be kept here."""
+        if self.identity_file.exists():
+            who = self.identity().who
+            raise Rejected(f"{self.path}: expected a new state folder, got the one of {who}; use another --state")
+        there = next(each for each in (self.path, *self.path.absolute().parents) if each.exists())
+        if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+            raise Broken(f"{self.path}: expected to write to {there}, got no permission; use another --state")
+
     def keep(self, identity: Identity, *, anchor: bytes, key: bytes, certificate: str, broker_ca: str) -> None:
         """Write a new identity; `identity.json` comes last, so a power cut leaves a folder that is not enrolled."""
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise Broken(f"{self.path}: expected to make the state folder, got: {error.strerror}") from error
-        write_durably(self.path / "VERSION", f"{FOLDER_VERSION}\n".encode())
-        write_durably(self.credentials.key, key, mode=0o600)
-        write_durably(self.credentials.certificate, certificate.encode())
-        write_durably(self.credentials.ca, broker_ca.encode())
-        write_durably(self.anchor_file, anchor)
-        write_durably(self.identity_file, codec.encode(identity))
+        with self.lock():
+            self.expect_new()
+            write_durably(self.path / "VERSION", f"{FOLDER_VERSION}\n".encode())
+            write_durably(self.credentials.key, key, mode=0o600)
+            write_durably(self.credentials.certificate, certificate.encode())
+            write_durably(self.credentials.ca, broker_ca.encode())
+            write_durably(self.anchor_file, anchor)
+            write_durably(self.identity_file, codec.encode(identity))
 
     def lock(self) -> IO[bytes]:
         """Make sure that no other agent runs on this folder; keep the result open."""
@@ -97,7 +109,8 @@ class StateFolder:
         try:
             number = int(path.read_text()) + 1 if path.exists() else 1
         except ValueError:
-            number = int(path.stat().st_mtime)
+            # more than it can have been, short of a start an hour
+            number = int(path.stat().st_mtime) // 3600
         write_durably(path, str(number).encode())
         return number
 

@@ -26,7 +26,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from skerry.delivery.chunks import WINDOW
-from skerry.errors import Rejected, Unavailable
+from skerry.errors import Rejected, SkerryError, Unavailable
 from skerry.wire import topics
 from skerry.wire.codec import MAX_BYTES
 
@@ -74,13 +74,14 @@ def parse_broker(url: str) -> Address:
     Raises:
         Rejected: another form; or a broker without identities (`mqtt://`) that is not on this machine.
     """
-    parts = urlsplit(url)
+    expected = f"broker: expected mqtts://HOST:PORT, or mqtt:// on this machine, got {url!r}"
     try:
+        parts = urlsplit(url)
         port = parts.port
-    except ValueError:
-        port = None
+    except ValueError as error:
+        raise Rejected(expected) from error
     if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname:
-        raise Rejected(f"broker: expected mqtts://HOST:PORT, or mqtt:// on this machine, got {url!r}")
+        raise Rejected(expected)
     if parts.scheme == "mqtt" and parts.hostname not in _LOOPBACK:
         raise Rejected(f"broker: expected mqtts:// for {parts.hostname}, got mqtt:// (no identity off this machine)")
     return Address(
@@ -138,7 +139,8 @@ class Link:
         if farewell is not None and self.connected and client is not None:
             info = client.publish(topics.up(self._who, "reported"), farewell, qos=1, retain=True)
             with_grace = time.monotonic() + 2.0
-            while not info.is_published() and self.connected and time.monotonic() < with_grace:
+            published = info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS  # then there is nothing to wait for
+            while not (published or info.is_published()) and self.connected and time.monotonic() < with_grace:
                 time.sleep(0.02)
         self._stop.set()
         self._down.set()
@@ -221,6 +223,8 @@ class Link:
                 self._address.host, self._address.port, keepalive=KEEP_ALIVE_S, clean_start=False, properties=expiry
             )
             client.loop_start()
+        except SkerryError as error:
+            return str(error)  # the will tells the depth of the outbox, which the disk may refuse
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             return f"expected it to answer, got: {reason}; check that it runs and that the address is right"

@@ -17,9 +17,10 @@ import sqlite3
 import threading
 import zlib
 from base64 import b64encode
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -81,7 +82,7 @@ class OutboxFile:
     @property
     def depth(self) -> int:
         """How many rows have not been acknowledged."""
-        with self._lock:
+        with self._using():
             return int(self._db.execute("select count(*) from outbox").fetchone()[0])
 
     def put(self, kind: str, body: bytes, *, event_time: float) -> int:
@@ -104,7 +105,7 @@ class OutboxFile:
 
     def open_window(self, manifest: str) -> OpenWindow:
         """Return the accumulator of `manifest`, or an empty one that starts at number 0."""
-        with self._lock:
+        with self._using():
             row = self._db.execute(
                 "select window_number, event_clock, body from accumulator where manifest = ?", (manifest,)
             ).fetchone()
@@ -112,7 +113,7 @@ class OutboxFile:
 
     def event_clock(self) -> float:
         """Return the event clock as last persisted, 0 before the first time."""
-        with self._lock:
+        with self._using():
             row = self._db.execute("select max(event_clock) from accumulator").fetchone()
         return float(row[0] or 0.0)
 
@@ -121,40 +122,62 @@ class OutboxFile:
 
         Rows whose CRC no longer holds are replaced by a gap record first.
         """
-        with self._lock:
+        with self._using():
             self._drop_damaged()
-            entries: list[Entry] = []
-            size = 0
-            for sequence, kind, event_time, crc, body in self._db.execute(
-                "select sequence, kind, event_time, crc, body from outbox order by sequence limit ?", (BATCH_ENTRIES,)
-            ):
-                size += len(body) * 4 // 3 + 120
-                if entries and size > BATCH_BYTES:
-                    break
-                text = b64encode(body).decode()
-                entries.append(Entry(sequence=sequence, kind=kind, event_time=event_time, crc=crc, body=text))
+            entries = self._oldest()
             if not entries:
                 return None
             if entries[-1].sequence > int(self._meta("published")):
                 # before it is published: what may be known by its number must never be replaced by a gap
-                last = str(entries[-1].sequence)
-                self._write(lambda: self._set_meta("published", last))
+                entries = self._write(self._mark_published)
             return Outbox(epoch=self.epoch, entries=tuple(entries))
 
     def acknowledge(self, ack: Ack) -> bool:
-        """Delete what the control plane has committed; False for an acknowledgement of another epoch."""
-        if ack.epoch != self.epoch:
-            return False
+        """Delete what the control plane has committed; False for an acknowledgement of another epoch.
 
-        def settle() -> None:
-            self._db.execute("delete from outbox where sequence <= ?", (ack.up_to,))
-            if ack.new_epoch:
-                self._renumber()
-
-        self._write(settle)
-        with self._lock:
-            self._db.execute("pragma incremental_vacuum(64)")
+        Two files can be restored from a copy, and both show here. Ours: numbers are acknowledged that this file has
+        yet to publish; those rows stay, and the conflict that they lead to starts a new epoch. The control plane's: it
+        acknowledges less than it once did; a gap record accounts for what it forgot, for it would wait for ever.
+        """
+        with self._using():
+            if ack.epoch != self.epoch:
+                return False
+            self._write(lambda: self._settle(ack))
+            with suppress(sqlite3.OperationalError):  # a full disk; the space is given back another time
+                self._db.execute("pragma incremental_vacuum(64)")
         return True
+
+    def _settle(self, ack: Ack) -> None:
+        heard = min(ack.up_to, int(self._meta("published")))
+        self._db.execute("delete from outbox where sequence <= ?", (heard,))
+        if ack.new_epoch:
+            self._renumber()
+            return
+        (oldest,) = self._db.execute("select min(sequence) from outbox").fetchone()
+        first, last = ack.up_to + 1, (oldest or int(self._meta("next_sequence"))) - 1
+        if first <= last:
+            reason = "forgotten by the control plane"
+            self._put_gap(Gap(kind="any", first=first, last=last, count=last - first + 1, reason=reason))
+
+    def _oldest(self) -> list[Entry]:
+        """Return the oldest rows that fit into one message."""
+        entries: list[Entry] = []
+        size = 0
+        for sequence, kind, event_time, crc, body in self._db.execute(
+            "select sequence, kind, event_time, crc, body from outbox order by sequence limit ?", (BATCH_ENTRIES,)
+        ):
+            size += len(body) * 4 // 3 + 120
+            if entries and size > BATCH_BYTES:
+                break
+            text = b64encode(body).decode()
+            entries.append(Entry(sequence=sequence, kind=kind, event_time=event_time, crc=crc, body=text))
+        return entries
+
+    def _mark_published(self) -> list[Entry]:
+        """Mark the oldest rows and return them: read here, since room for the mark may have been made among them."""
+        entries = self._oldest()
+        self._set_meta("published", str(entries[-1].sequence))
+        return entries
 
     def close(self) -> None:
         """Checkpoint and close."""
@@ -175,27 +198,33 @@ class OutboxFile:
             "insert or replace into accumulator values (?, ?, ?, ?)", (manifest, number, event_clock, body)
         )
         self._db.execute(
-            "delete from accumulator where manifest not in"
-            " (select manifest from accumulator order by event_clock desc limit ?)",
-            (KEPT_ACCUMULATORS,),
+            "delete from accumulator where manifest <> ?1 and manifest not in"
+            " (select manifest from accumulator where manifest <> ?1 order by event_clock desc limit ?2)",
+            (manifest, KEPT_ACCUMULATORS - 1),
         )
 
     def _write(self, work: Callable[[], T]) -> T:
         """Run one FULL transaction; on a full disk free the ballast, evict, and try once more."""
-        with self._lock:
+        with self._using():
             try:
                 return self._transaction(work)
             except sqlite3.OperationalError as error:
-                if "full" not in str(error):
-                    raise Broken(f"{self._path}: {error}; check the disk") from error
+                if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
+                    raise
             self._ballast.unlink(missing_ok=True)
-            try:
-                self._transaction(lambda: self._evict(self._size() * 3 // 4))
-                result = self._transaction(work)
-            except sqlite3.Error as error:
-                raise Broken(f"{self._path}: {error}; free some disk space") from error
+            self._transaction(lambda: self._evict(self._size() * 3 // 4))
+            result = self._transaction(work)
             self._write_ballast()
             return result
+
+    @contextmanager
+    def _using(self) -> Iterator[None]:
+        """Hold the database; what SQLite or the disk refuses is `Broken`."""
+        with self._lock:
+            try:
+                yield
+            except (sqlite3.Error, OSError) as error:
+                raise Broken(f"{self._path}: expected a sound outbox, got: {error}; check the disk") from error
 
     def _transaction(self, work: Callable[[], T]) -> T:
         self._db.execute("begin immediate")
@@ -239,11 +268,11 @@ class OutboxFile:
         self._db.execute("delete from outbox where sequence between ? and ?", (first, last))
         published = int(self._meta("published"))
         before = self._db.execute(
-            "select sequence, body from outbox where kind = 'gap' and sequence < ? and sequence > ?"
+            "select crc, body from outbox where kind = 'gap' and sequence < ? and sequence > ?"
             " order by sequence desc limit 1",
             (first, published),
         ).fetchone()
-        if before is not None:
+        if before is not None and zlib.crc32(before[1]) == before[0]:
             gap = codec.decode(Gap, before[1])
             if (gap.kind, gap.reason, gap.last) == (kind, reason, first - 1):
                 first = gap.first
@@ -262,7 +291,13 @@ class OutboxFile:
         ).fetchall()
         for sequence, kind, crc, body in head:
             if zlib.crc32(body) != crc:
-                self._transaction(lambda at=sequence, of=kind: self._give_up(at, at, of, reason="damaged"))  # type: ignore[misc]
+                self._write(partial(self._give_up_damaged, sequence, kind))
+
+    def _give_up_damaged(self, sequence: int, kind: str) -> None:
+        (following,) = self._db.execute("select min(sequence) from outbox where sequence > ?", (sequence,)).fetchone()
+        # a gap record accounts for everything up to the next row, and its body can no longer tell of what
+        last = (following or int(self._meta("next_sequence"))) - 1
+        self._give_up(sequence, last, "any" if kind == "gap" else kind, reason="damaged")
 
     def _renumber(self) -> None:
         """Start a new epoch with the rows that are left, numbered from 1 in their order."""
@@ -280,7 +315,7 @@ class OutboxFile:
             self._set_meta("next_sequence", str(first + gap.count))
 
     def _meta(self, key: str) -> str:
-        with self._lock:
+        with self._using():
             return str(self._db.execute("select value from meta where key = ?", (key,)).fetchone()[0])
 
     def _set_meta(self, key: str, value: str) -> None:
@@ -299,12 +334,12 @@ def look(path: Path) -> Glance:
     """Return what an outbox holds, read-only, for `status`; an empty glance when there is none yet."""
     if not path.exists():
         return Glance()
-    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
-        try:
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as db:
             rows = dict(db.execute("select kind, count(*) from outbox group by kind"))
             (clock,) = db.execute("select max(event_clock) from accumulator").fetchone()
-        except sqlite3.DatabaseError as error:
-            raise Broken(f"{path}: expected an outbox, got: {error}") from error
+    except sqlite3.DatabaseError as error:
+        raise Broken(f"{path}: expected an outbox, got: {error}") from error
     return Glance(rows=rows, event_clock=float(clock or 0.0))
 
 

@@ -73,6 +73,7 @@ class Runner:
         self._misses = 0
         self._decide_due = 0.0
         self._decide_misses = 0
+        self._unsaved: Event | None = None
         self.problem = ""
         saved = _load(file)
         self.state = saved.state
@@ -107,19 +108,39 @@ class Runner:
         return self._stop.is_set() or (effects.pending() and time.monotonic() >= self._decide_due)
 
     def run(self, effects: Effects) -> None:
-        """Work until `stop`."""
+        """Work until `stop`; a disk that refuses the state is asked again, and the last good artifact runs on."""
+        refused = 0
         while not self._stop.is_set():
-            if not self.turn(effects):
+            try:
+                busy = self.turn(effects)
+                refused = 0
+            except Broken as error:
+                self._complain(str(error))
+                refused += 1
+                self._stop.wait(self._pause(refused))
+                continue
+            if not busy:
                 self._news.wait(0.5)
                 self._news.clear()
 
     def turn(self, effects: Effects) -> bool:
-        """Do one thing, the most urgent; False when there was nothing to do yet."""
+        """Do one thing, the most urgent; False when there was nothing to do yet.
+
+        Raises:
+            Broken: the disk refused the new state; the next turn tries that again before anything else.
+        """
+        if not self._announced:
+            self._say(self.state, effects)
+        if self._unsaved is not None:
+            return self._feed(self._unsaved, effects)
+
         now = time.monotonic()
         # a roll-back comes before everything: until it is done the pointer may name what has failed
         if self.state.phase != Phase.ROLLING_BACK.value:
             try:
-                return self._feed(self._events.get_nowait(), effects)
+                event = self._events.get_nowait()
+                # what is told of a trial is about one deployment: another may have taken its place meanwhile
+                return event.grant not in (None, self.state.grant) or self._feed(event, effects)
             except queue.Empty:
                 pass
             if effects.pending() and now >= self._decide_due:
@@ -131,7 +152,7 @@ class Runner:
     def _decide(self, effects: Effects) -> bool:
         try:
             event = effects.decide(self.state)
-        except (Unavailable, Broken) as error:
+        except (Unavailable, Broken, OSError) as error:
             self._complain(str(error))
             self._decide_misses += 1
             self._decide_due = time.monotonic() + self._pause(self._decide_misses)
@@ -147,7 +168,7 @@ class Runner:
             event = Event(Kind.UNAVAILABLE, reason=str(error))
         except Rejected as error:
             event = Event(Kind.REFUSED, reason=str(error))
-        except Broken as error:
+        except (Broken, OSError) as error:
             event = Event(Kind.FAULT, reason=str(error))
         if event is None:
             if effect is self._effect and state is self.state:
@@ -167,9 +188,10 @@ class Runner:
         retried = event.kind in (Kind.UNAVAILABLE, Kind.FAULT) and after.phase == before.phase
         self._misses = self._misses + 1 if retried else 0
         self._due = time.monotonic() + self._pause(self._misses) if retried else 0.0
-        if event.reason and not settled(before):
+        if event.reason and not settled(before) and event is not self._unsaved:
             self._complain(event.reason)
         if after != before:
+            self._unsaved = event
             self._save(before, after, effects)
         return True
 
@@ -196,6 +218,7 @@ class Runner:
         write_durably(self._file, codec.encode(Saved(state=state, announced=announced)))
         self.state = state
         self._announced = announced
+        self._unsaved = None
 
     def _pause(self, misses: int) -> float:
         return full_jitter(misses, least_s=self._retry_s / 2, most_s=self._retry_most_s)

@@ -66,7 +66,6 @@ class ReplaySource:
             self.problem = ""
         except Rejected as error:
             self.problem = str(error)
-            self._stamp = self._look()
 
     def _look(self) -> tuple[int, ...]:
         try:
@@ -76,9 +75,9 @@ class ReplaySource:
         return (status.st_mtime_ns, status.st_ino, status.st_size)
 
     def _load(self) -> None:
-        stamp = self._look()
+        # before reading: a file that changes meanwhile is read again
+        self._stamp = self._look()
         self._rows, self._truths = read_recording(self._path)
-        self._stamp = stamp
         self._epoch = 0
         self._order = shuffled(len(self._rows), seed=self._seed, epoch=0)
         self._at = 0
@@ -106,6 +105,8 @@ def read_recording(path: Path) -> tuple[Any, list[str] | list[int] | None]:
     classes: list[int] = truths.tolist()
     if names is None:
         return rows, classes
+    if names.ndim != 1:
+        raise Rejected(f"{path}: expected labels in one dimension, got an array of shape {names.shape}")
     if not 0 <= min(classes) <= max(classes) < len(names):
         raise Rejected(f"{path}: expected classes of 0 to {len(names) - 1} in y, got {min(classes)} to {max(classes)}")
     return rows, [str(names[each]) for each in classes]

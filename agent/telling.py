@@ -14,6 +14,7 @@ from skerry.wire.messages import Ack, Reported
 RESUME_JITTER_S = 2.0
 RESEND_MOST_S = 60.0
 _WILL_SHARE = 10_000_000
+_CONNECTIONS = 100_000
 _log = logging.getLogger("skerry.agent.telling")
 
 
@@ -106,7 +107,7 @@ class Versions:
     """
 
     def __init__(self, starts: int) -> None:
-        self._base = starts * 1000 * _WILL_SHARE
+        self._base = (starts * _CONNECTIONS + 1) * _WILL_SHARE
         self._number = 0
 
     def next(self) -> int:
@@ -115,8 +116,12 @@ class Versions:
         return self._base + self._number
 
     def will(self) -> int:
-        """Begin a connection: return the number of its will, above all reports of the connection."""
-        self._base += _WILL_SHARE
+        """Begin a connection: return the number of its will, above all reports of the connection.
+
+        An attempt in which nothing was said leaves its number to the next, so an outage uses up none.
+        """
+        if self._number:
+            self._base += _WILL_SHARE
         self._number = 0
         return self._base + _WILL_SHARE - 1
 

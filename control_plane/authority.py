@@ -131,10 +131,15 @@ def read_csr(pem: str) -> x509.CertificateSigningRequest:
     return csr
 
 
-def issue(authority: Authority, csr: x509.CertificateSigningRequest, *, name: str, now: datetime) -> Issued:
-    """Issue a device certificate whose common name is `name`, PROJECT.DEVICE; raises `Rejected`."""
+def check_common_name(name: str) -> None:
+    """Refuse a PROJECT.DEVICE that no certificate can hold; raises `Rejected`."""
     if len(name) > MAX_NAME:
         raise Rejected(f"device: expected PROJECT.DEVICE of at most {MAX_NAME} characters, got {len(name)}")
+
+
+def issue(authority: Authority, csr: x509.CertificateSigningRequest, *, name: str, now: datetime) -> Issued:
+    """Issue a device certificate whose common name is `name`, PROJECT.DEVICE; raises `Rejected`."""
+    check_common_name(name)
     key = csr.public_key()
     if not isinstance(key, ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey):
         raise Rejected(f"csr: expected an EC P-256 or Ed25519 key, got {type(key).__name__}")

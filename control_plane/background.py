@@ -40,8 +40,9 @@ async def in_background(plane: Plane, duties: Duties, broker: EmbeddedBroker | N
         async with asyncio.TaskGroup() as tasks:
             running = [
                 tasks.create_task(link.run(), name="link"),
-                tasks.create_task(_every(plane, TICK_S, duties.ticks), name="reconcilers"),
-                tasks.create_task(_every(plane, RENEW_S, [publisher.renew]), name="renewal"),
+                # a clock each: deciding on the drift of a large fleet takes seconds, and rollouts go on meanwhile
+                *(tasks.create_task(_every(plane, TICK_S, tick), name=tick.__name__) for tick in duties.ticks),
+                tasks.create_task(_every(plane, RENEW_S, publisher.renew), name="renewal"),
             ]
             yield
             plane.stopping.set()
@@ -53,10 +54,9 @@ async def in_background(plane: Plane, duties: Duties, broker: EmbeddedBroker | N
             await asyncio.to_thread(broker.stop)
 
 
-async def _every(plane: Plane, period_s: float, calls: Sequence[Callable[[Plane], object]]) -> None:
+async def _every(plane: Plane, period_s: float, call: Callable[[Plane], object]) -> None:
     while True:
-        for call in calls:
-            await asyncio.to_thread(_guarded, call, plane)
+        await asyncio.to_thread(_guarded, call, plane)
         await asyncio.sleep(period_s)
 
 

@@ -5,6 +5,7 @@ external broker this module only finds out, at the start, whether it is there.
 """
 
 import socket
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from iotcore import Broker
@@ -81,7 +82,10 @@ def check_external(settings: Settings) -> None:
 
     Raises:
         Unavailable: nothing accepts connections there.
+        Broken: the file of its CA certificates is not there.
     """
+    if settings.broker_ca and not Path(settings.broker_ca).is_file():
+        raise Broken(f"broker_ca: expected a file of CA certificates, got none at {settings.broker_ca}; set broker_ca")
     parts = urlsplit(settings.broker_url)
     try:
         socket.create_connection((parts.hostname, parts.port), timeout=CONNECT_TIMEOUT_S).close()

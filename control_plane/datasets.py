@@ -7,6 +7,7 @@ may be learnt from; parts of the role `gate` were labelled in the field and only
 
 import hashlib
 import io
+import lzma
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -28,7 +29,22 @@ MAX_UPLOAD_BYTES = 64 << 20
 MAX_ARRAY_BYTES = 256 << 20
 MAX_CLASSES = 256
 ROLES = ("train", "gate")
+MAX_LABEL = 100
 _ARRAYS = ("X", "y", "group", "labels")
+# zipfile (RuntimeError: encrypted), its decompressors and NumPy each have their own words for a file that is not what
+# it says; a shape that no machine holds is a MemoryError or an OverflowError
+_UNREADABLE = (
+    zipfile.BadZipFile,
+    ValueError,
+    EOFError,
+    OSError,
+    KeyError,
+    RuntimeError,
+    MemoryError,
+    OverflowError,
+    zlib.error,
+    lzma.LZMAError,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +74,13 @@ def parse_part(data: bytes) -> Rows:
             missing = [name for name in _ARRAYS if name not in arrays]
             if missing:
                 raise Rejected(f"data: expected the arrays {', '.join(_ARRAYS)}, got no {', '.join(missing)}")
-            x, y, group, labels = (arrays[name] for name in _ARRAYS)
-    # zlib, zipfile and NumPy each have their own words for a file that is not what it says
-    except (zipfile.BadZipFile, ValueError, EOFError, OSError, KeyError, NotImplementedError, zlib.error) as error:
+            found = [arrays[name] for name in _ARRAYS]
+    except _UNREADABLE as error:
         raise Rejected(f"data: expected an npz with plain arrays, got one that cannot be read ({error})") from error
+    # a member that is not in NumPy's format comes back as its bytes
+    if not all(isinstance(array, np.ndarray) for array in found):
+        raise Rejected("data: expected an npz with plain arrays, got one with other files; write it with numpy.savez")
+    x, y, group, labels = found
     return _checked(x, y, group, labels)
 
 
@@ -121,14 +140,31 @@ def _checked(x: NDArray[Any], y: NDArray[Any], group: NDArray[Any], labels: NDAr
     for name, array in (("y", y), ("group", group)):
         if array.shape != (len(x),) or array.dtype.kind not in "iu":
             raise Rejected(f"{name}: expected {len(x)} whole numbers, got {array.dtype} {array.shape}")
-    names = [str(name) for name in labels.tolist()] if labels.ndim == 1 and labels.dtype.kind == "U" else []
-    if not 2 <= len(set(names)) == len(names) <= MAX_CLASSES or not all(names):
-        raise Rejected(f"labels: expected 2 to {MAX_CLASSES} different names, got {labels.dtype} {labels.shape}")
+    names = _names(labels)
+    if not 2 <= len(set(names)) == len(names) <= MAX_CLASSES or not all(_is_name(name) for name in names):
+        raise Rejected(
+            f"labels: expected 2 to {MAX_CLASSES} different names of 1 to {MAX_LABEL} printable characters, "
+            f"got {labels.dtype} {labels.shape}"
+        )
     if y.min() < 0 or y.max() >= len(names):
         raise Rejected(f"y: expected classes 0 to {len(names) - 1}, got {y.min()} to {y.max()}")
     if group.dtype == np.uint64 and group.max() > np.iinfo(np.int64).max:
         raise Rejected(f"group: expected numbers below 2**63, got {group.max()}")
     return Rows(x=x, y=y.astype(np.int64), group=group.astype(np.int64), labels=tuple(names))
+
+
+def _names(labels: NDArray[Any]) -> list[str]:
+    if labels.ndim != 1 or labels.dtype.kind != "U":
+        return []
+    try:
+        return [str(name) for name in labels.tolist()]
+    except SystemError:
+        # NumPy keeps any 32 bits as a character, Python does not
+        return []
+
+
+def _is_name(text: str) -> bool:
+    return 0 < len(text) <= MAX_LABEL and text.isprintable()
 
 
 def _check_fits(part: DatasetPart, rows: Rows) -> None:

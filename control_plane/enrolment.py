@@ -17,7 +17,7 @@ from control_plane.plane import Plane
 from control_plane.refusals import Conflict, Forbidden
 from control_plane.schema import ClaimToken, Device
 from firmware_profiles.loader import load_profile
-from skerry.errors import Rejected
+from skerry.errors import Broken, Rejected
 from skerry.wire.join import Join
 from skerry.wire.messages import Enrolled, EnrolRequest
 from skerry.wire.profile import Profile
@@ -53,7 +53,7 @@ def invite(plane: Plane, session: Session, invitation: Invitation) -> tuple[Join
     """Make a claim token; return the join string that carries it and when it expires.
 
     Raises:
-        Rejected: the profile is unknown, or is one that runs no agent.
+        Rejected: the profile is unknown, or is one that runs no agent, or the name is too long for a certificate.
         Conflict: the ceremony was not held yet, so there is nothing for a device to trust.
     """
     profile = load_profile(invitation.profile)
@@ -61,6 +61,8 @@ def invite(plane: Plane, session: Session, invitation: Invitation) -> tuple[Join
         raise Rejected(
             f"profile: expected one whose devices run an agent, got {profile.name}; flash its builds instead"
         )
+    if invitation.name:
+        authority.check_common_name(identity(plane.settings.project, invitation.name))
     token = secrets.token_urlsafe(24)
     expires = plane.clock() + timedelta(seconds=invitation.ttl_s)
     join = Join(url=plane.settings.url, token=token, anchor_sha256=anchor_sha256(plane))
@@ -158,7 +160,10 @@ def _new_name(session: Session, profile: str, *, project: str) -> str:
 def _broker_ca(plane: Plane) -> str:
     if not plane.settings.device_broker_url.startswith("mqtts:") or not plane.settings.broker_ca:
         return ""
-    return Path(plane.settings.broker_ca).read_text(encoding="ascii")
+    try:
+        return Path(plane.settings.broker_ca).read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError) as error:
+        raise Broken(f"broker_ca: expected CA certificates in {plane.settings.broker_ca}, got: {error}") from error
 
 
 def _digest(token: str) -> str:

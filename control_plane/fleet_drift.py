@@ -32,7 +32,8 @@ from skerry.errors import SkerryError
 if TYPE_CHECKING:
     from control_plane.plane import Plane
 
-BATCH = 2000
+BATCH = 500
+READING_S = 0.5
 CONFIRMING_WINDOWS = 2
 SHARE_OF_A_CORE = 0.2
 _log = logging.getLogger(__name__)
@@ -106,8 +107,9 @@ class _Fleet:
 
     def tick(self, plane: "Plane") -> int:
         with self._lock:
-            merged = self._read(plane)
-            if self._stale and time.monotonic() >= self._not_before:
+            merged, caught_up = self._read(plane)
+            # no decision on half of what is known: after a restart it would be one on the past
+            if self._stale and caught_up and time.monotonic() >= self._not_before:
                 began = time.monotonic()
                 self._decide(plane)
                 spent = time.monotonic() - began
@@ -116,8 +118,13 @@ class _Fleet:
                 self.view = self._look()
             return merged
 
-    def _read(self, plane: "Plane") -> int:
+    def _read(self, plane: "Plane") -> tuple[int, bool]:
+        """Take in new windows for a while; return how many, and whether none is left.
+
+        After a restart there may be millions: the other clocks and the server's end must not wait for all of them.
+        """
         merged = 0
+        until = time.monotonic() + READING_S
         while True:
             with plane.readers() as session:
                 query = select(Window).where(Window.id > self._last).order_by(Window.id).limit(BATCH)
@@ -127,7 +134,9 @@ class _Fleet:
                     self._add(plane, session, row)
             merged += len(rows)
             if len(rows) < BATCH:
-                return merged
+                return merged, True
+            if time.monotonic() >= until or plane.stopping.is_set():
+                return merged, False
 
     def _add(self, plane: "Plane", session: Session, row: Window) -> None:
         artifact = self._artifact(plane, session, row.manifest)

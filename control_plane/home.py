@@ -9,10 +9,14 @@ keys/           online TUF keys
 ca/             the device CA, the server CA, the server's certificate
 anchor.json     what join strings pin; written once, by the key ceremony
 operator.token  who has it is an operator
+lock            held by the server that runs
 broker.toml     the embedded broker's configuration, written at each start
 ```
 """
 
+import contextlib
+import fcntl
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,19 +68,26 @@ class Home:
         return self.path / "broker.toml"
 
     def operator_token(self) -> str:
-        """Return the operator's token; raises `Broken` when it is gone."""
+        """Return the operator's token; raises `Broken` when it is gone, or empty: that would let anybody in."""
+        file = self.path / "operator.token"
         try:
-            return (self.path / "operator.token").read_text().strip()
-        except OSError as error:
-            raise Broken(f"{self.path}: expected a file operator.token, got {error.strerror}") from error
+            token = file.read_text(encoding="ascii").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise Broken(f"{file}: expected the operator's token, got: {error}; restore it from its backup") from error
+        if not token:
+            raise Broken(f"{file}: expected the operator's token, got an empty file; restore it from its backup")
+        return token
 
 
 def create_home(path: Path) -> Home:
     """Make the folder with its subfolders and version; raises `Rejected` when one is there already."""
-    if (path / "VERSION").exists():
+    # the anchor is there since the key ceremony: without a VERSION this is a damaged home, not a half-made one
+    if (path / "VERSION").exists() or (path / "anchor.json").exists():
         raise Rejected(f"{path}: expected no home folder yet, got one; to start it: skerry-server run --home {path}")
     try:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # a folder that was there before may be open to others
+        path.chmod(0o700)
         home = Home(path.resolve())
         for folder in (home.blobs, home.keys, home.ca):
             folder.mkdir(mode=0o700, exist_ok=True)
@@ -100,15 +111,31 @@ def open_home(path: Path) -> Home:
     """
     try:
         text = (path / "VERSION").read_text().strip()
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise Broken(
             f"{path}: expected a home folder, got none; make one with: skerry-server init --home {path} --project NAME"
         ) from error
-    if not text.isdigit():
+    if not (text.isascii() and text.isdigit()):
         raise Broken(f"{path / 'VERSION'}: expected a number, got {text[:20]!r}; restore the folder from its backup")
     if int(text) > VERSION:
         raise Broken(f"{path}: expected a home folder of version {VERSION} or older, got {text}; upgrade skerry")
     return Home(path.resolve())
+
+
+@contextlib.contextmanager
+def held(home: Home) -> Iterator[None]:
+    """Hold the home folder for the one server that may run on it; raises `Rejected` when another does.
+
+    The kernel lets go of the lock when the holder ends, however it ends.
+    """
+    with (home.path / "lock").open("wb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise Rejected(
+                f"{home.path}: expected no server on this home folder, got one that runs; stop it first"
+            ) from error
+        yield
 
 
 def write_secret(path: Path, data: bytes) -> None:

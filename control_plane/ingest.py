@@ -149,8 +149,12 @@ def _merge(session: Session, device: str, epoch: str, entry: messages.Entry, now
             _merge_deployment(session, device, entry, codec.decode(messages.DeploymentEvent, body), now)
         elif entry.kind == "gap":
             gap = codec.decode(messages.Gap, body)
-            if not (gap.first == entry.sequence <= gap.last < MAX_SEQUENCE and gap.count >= 0):
-                raise Rejected(f"gap: expected a range from {entry.sequence}, got {gap.first} to {gap.last}")
+            if not (
+                gap.first == entry.sequence <= gap.last < MAX_SEQUENCE and 0 <= gap.count <= gap.last - gap.first + 1
+            ):
+                raise Rejected(
+                    f"gap: expected a range from {entry.sequence}, got {gap.count} from {gap.first} to {gap.last}"
+                )
             _write_gap(session, device, epoch, entry.sequence, gap)
             return gap.last
         else:
@@ -177,6 +181,11 @@ def _body(entry: messages.Entry) -> bytes:
 
 def _merge_window(session: Session, device: str, epoch: str, entry: messages.Entry, body: bytes, now: datetime) -> None:
     window = report.decode_report(body)
+    if not window.correct <= window.labelled <= window.rows:
+        raise Rejected(
+            f"window {window.window}: expected correct <= labelled <= rows, "
+            f"got {window.correct}, {window.labelled}, {window.rows}"
+        )
     if window.tables and sum(window.tables[0]) != window.rows:
         raise Rejected(f"window {window.window}: expected {window.rows} counted rows, got {sum(window.tables[0])}")
     session.add(

@@ -25,6 +25,9 @@ from skerry.wire.codec import MAX_BYTES
 from skerry.wire.topics import UP_FILTERS
 
 log = logging.getLogger(__name__)
+# the library warns of each message that finds the queue full: that is counted here, and must not fill the log
+_client_log = log.getChild("mqtt")
+_client_log.setLevel(logging.ERROR)
 
 OUTGOING_LIMIT = 256
 INCOMING_LIMIT = 2000
@@ -240,6 +243,7 @@ class Link:
             keepalive=KEEPALIVE_S,
             tls_context=_tls(settings.broker_ca) if parts.scheme == "mqtts" else None,
             queue_type=_CountingQueue,
+            logger=_client_log,
             max_queued_incoming_messages=INCOMING_LIMIT,
             max_inflight_messages=2 * IN_FLIGHT,
             # stop-and-wait over Nagle costs a factor of 20

@@ -15,6 +15,7 @@ Drift is not among the inputs: it never promotes a release, and the operator sta
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -193,8 +194,8 @@ def _check_requests(requests: Sequence[WaveRequest]) -> None:
     names = [request.name for request in requests]
     if len(set(names)) != len(names):
         raise Rejected(f"waves: expected different names, got {', '.join(names)}")
-    listed = [name for request in requests for name in request.devices]
-    twice = sorted({name for name in listed if listed.count(name) > 1})
+    listed = Counter(name for request in requests for name in request.devices)
+    twice = sorted(name for name, times in listed.items() if times > 1)
     if twice:
         raise Rejected(f"waves: expected each device once, got {twice[0]} twice")
     for request in requests:

@@ -1,7 +1,7 @@
 """Rollouts over persistent state: made once, then brought forward by a reconciler that may be called at any time.
 
-The decisions are the planner's (`rollout_planner`); this module reads rows into its values, does its actions in one
-transaction per rollout, and publishes the assignments after the commit. Whoever dies in between loses nothing: what is
+The decisions are the planner's (`rollout_planner`); this module reads rows into its values, does its actions in short
+transactions, and publishes the assignments after each commit. Whoever dies in between loses nothing: what is
 assigned is retained anew whenever the control plane connects to the broker.
 """
 
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from control_plane.plane import Plane
 
 OPEN = ("running", "paused")
+# in one transaction: assigning takes milliseconds of signing each, and devices wait for the database meanwhile
+MAX_ACTIONS = 50
 
 
 def create(session: Session, *, release: str, waves: Sequence[WaveRequest], now: datetime) -> Rollout:
@@ -119,17 +121,22 @@ def reconcile(plane: "Plane", now: datetime) -> int:
         due = [number for number in running if _plan(session, number)]
     done = 0
     for number in due:
-        messages: list[tuple[str, AssignMessage]] = []
-        with plane.sessions.begin() as session:
-            while actions := _plan(session, number):
-                for action in actions:
-                    messages += _do(plane, session, number, action, now)
-                session.flush()
-                done += len(actions)
-        for device, message in messages:
-            topic = topics.down(topics.identity(plane.settings.project, device), "assign")
-            plane.outgoing.publish(topic, codec.encode(message), retain=True)
+        while (advanced := _advance(plane, number, now)) and not plane.stopping.is_set():
+            done += advanced
     return done
+
+
+def _advance(plane: "Plane", number: int, now: datetime) -> int:
+    """Do the next actions of a rollout and publish what they assign; return their number, 0 when there is none."""
+    messages: list[tuple[str, AssignMessage]] = []
+    with plane.sessions.begin() as session:
+        actions = _plan(session, number)[:MAX_ACTIONS]
+        for action in actions:
+            messages += _do(plane, session, number, action, now)
+    for device, message in messages:
+        topic = topics.down(topics.identity(plane.settings.project, device), "assign")
+        plane.outgoing.publish(topic, codec.encode(message), retain=True)
+    return len(actions)
 
 
 def _plan(session: Session, number: int) -> tuple[Action, ...]:

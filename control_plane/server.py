@@ -20,7 +20,7 @@ from control_plane.authority import ensure_server_certificate, make_authorities
 from control_plane.background import in_background
 from control_plane.broker import EmbeddedBroker, check_external
 from control_plane.database import open_database, readers, sessions
-from control_plane.home import Home, create_home, finish_home, open_home, write_secret
+from control_plane.home import Home, create_home, finish_home, held, open_home, write_secret
 from control_plane.keys import load_online, make_online_keys
 from control_plane.link import Outgoing
 from control_plane.plane import Plane, utc_now
@@ -66,9 +66,11 @@ def serve(plane: Plane, *, on_ready: Callable[[], None]) -> None:
 
     Raises:
         Broken: a port is taken.
+        Rejected: another server runs on the same home folder.
         Unavailable: an external broker is not there.
     """
     with contextlib.ExitStack() as stack:
+        stack.enter_context(held(plane.home))
         devices = stack.enter_context(contextlib.closing(_bind(plane, plane.settings.host, "port")))
         pages = stack.enter_context(contextlib.closing(_bind(plane, "127.0.0.1", "pages_port")))
         broker = EmbeddedBroker(plane.home, plane.settings.broker_port) if plane.settings.embedded_broker else None
@@ -139,8 +141,11 @@ def _bind(plane: Plane, host: str, setting: str) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise Broken(f"host: expected an address of this machine, got {host}: {error.strerror}") from error
+    # a name that cannot be one at all is a UnicodeError
+    except (OSError, UnicodeError) as error:
+        raise Broken(
+            f"host: expected an address of this machine, got {host}: {error}; set host in {plane.home.settings}"
+        ) from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)

@@ -12,6 +12,8 @@ from skerry.errors import Broken, Rejected
 from skerry.wire.topics import check_name
 
 EMBEDDED = "embedded"
+# of the 64 characters of a certificate's common name, PROJECT.DEVICE, this leaves 31 to the device
+MAX_PROJECT = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +41,11 @@ class Settings:
         for name in ("port", "pages_port", "broker_port"):
             if not 0 < getattr(self, name) < 65536:
                 raise Rejected(f"{name}: expected a port from 1 to 65535, got {getattr(self, name)}")
-        if self.port == self.pages_port:
-            raise Rejected(f"pages_port: expected another port than port, got {self.pages_port} for both")
+        if len(self.project) > MAX_PROJECT:
+            raise Rejected(f"project: expected at most {MAX_PROJECT} characters, got {len(self.project)}")
+        ports = [self.port, self.pages_port, *([self.broker_port] if self.embedded_broker else [])]
+        if len(set(ports)) < len(ports):
+            raise Rejected(f"ports: expected different ones, got {', '.join(map(str, ports))}")
         if self.broker != EMBEDDED:
             _check_broker(self.broker, "broker")
         if self.broker_advertised:
@@ -66,6 +71,11 @@ class Settings:
     def device_broker_url(self) -> str:
         """The broker's address as devices are told."""
         return self.broker_advertised or self.public_broker_url
+
+    @property
+    def identity(self) -> str:
+        """What the broker knows of who speaks: one with TLS the device's `certificate`, the embedded one `none`."""
+        return "certificate" if self.device_broker_url.startswith("mqtts:") else "none"
 
     @property
     def url(self) -> str:
@@ -117,4 +127,7 @@ def _check_broker(url: str, name: str) -> None:
     except ValueError:
         port = None
     if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or not port:
-        raise Rejected(f"{name}: expected embedded, mqtt://HOST:PORT or mqtts://HOST:PORT, got {url!r}")
+        # without the user and the password that may stand before the host
+        raise Rejected(
+            f"{name}: expected embedded, mqtt://HOST:PORT or mqtts://HOST:PORT, got {parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+        )

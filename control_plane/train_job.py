@@ -17,7 +17,11 @@ from control_plane.home import Home
 from control_plane.refusals import Unknown
 from control_plane.schema import Job, ModelVersion
 from control_plane.store import Blobs
+from skerry.errors import Rejected
 from skerry.wire.topics import check_name
+
+# a release is named MODEL-VERSION and is itself a name of at most 63 characters
+MAX_MODEL = 53
 
 
 def ask(session: Session, *, model: str, dataset: str, recipe: dict[str, Any], now: datetime) -> Job:
@@ -30,6 +34,8 @@ def ask(session: Session, *, model: str, dataset: str, recipe: dict[str, Any], n
     from control_plane.training import recipe_from
 
     check_name(model, "model")
+    if len(model) > MAX_MODEL:
+        raise Rejected(f"model: expected at most {MAX_MODEL} characters, got {len(model)}")
     complete = json.loads(json.dumps(asdict(recipe_from(recipe))))
     parts = [part.sha256 for part in datasets.parts(session, dataset, role="train")]
     if not parts:

@@ -92,8 +92,11 @@ def emptied(folder: Path) -> Path:
     return folder
 
 
-def found_control_plane(programs: Programs, keys: Path) -> tuple[int, str]:
-    """Make a home, run the server, hold the key ceremony; return the broker's port and the address of the pages."""
+def found_control_plane(programs: Programs, keys: Path, *, broker_url: str = "embedded") -> tuple[int, str]:
+    """Make a home, run the server, hold the key ceremony.
+
+    Return the port of the embedded broker (without a meaning where `broker_url` names another) and the pages' address.
+    """
     port, pages, broker = free_ports(3)
     programs.run(
         "skerry-server",
@@ -102,6 +105,7 @@ def found_control_plane(programs: Programs, keys: Path) -> tuple[int, str]:
         *("--project", "watch"),
         *("--port", str(port)),
         *("--pages-port", str(pages)),
+        *("--broker", broker_url),
         *("--broker-port", str(broker)),
     )
     programs.start("server", "skerry-server", "run", "--home", str(programs.home))

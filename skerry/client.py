@@ -4,17 +4,20 @@ Answers are the API's JSON as dictionaries and lists. A refusal (problem+json) i
 line; a server that is not there, too slow or failing is `Unavailable`. Needs `pip install 'skerry[cli]'`.
 """
 
+import contextlib
+import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import httpx
 
 from skerry.errors import Rejected, Unavailable
 
 MAX_ANSWER_BYTES = 64 << 20
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 Json = Any
 
 
@@ -26,15 +29,28 @@ class Client:
         token: the operator's token.
         ca: path of the server's CA certificate (PEM) where `url` is https and the CA is a private one.
         timeout_s: for each request, in seconds.
+
+    Raises:
+        Rejected: the address, the token or the CA file cannot be used.
     """
 
     def __init__(self, url: str, token: str, *, ca: str | None = None, timeout_s: float = 30.0) -> None:
-        import ssl
-
-        verify: ssl.SSLContext | bool = ssl.create_default_context(cafile=ca) if ca else True
-        self._http = httpx.Client(
-            base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=timeout_s, verify=verify
-        )
+        try:
+            self._http = httpx.Client(
+                base_url=url,
+                headers={"Authorization": f"Bearer {token}"},
+                timeout=timeout_s,
+                verify=ssl.create_default_context(cafile=ca) if ca else True,
+                # a proxy of the environment is for the world outside: it must not see the token of a local server
+                trust_env=urlsplit(url).hostname not in LOOPBACK,
+            )
+        except OSError as error:
+            raise Rejected(f"ca: expected a file of CA certificates, got {ca}: {error}") from error
+        except (httpx.InvalidURL, ValueError) as error:
+            # a ValueError of the header could hold the token: it is not shown
+            raise Rejected(
+                f"expected an address such as http://127.0.0.1:8080 and a token, got {url!r:.200}"
+            ) from error
         self._url = url
 
     def __enter__(self) -> Self:
@@ -76,7 +92,7 @@ class Client:
 
     def add_data(self, dataset: str, npz: bytes, *, role: str = "train") -> dict[str, Json]:
         """Add a part to a data set; `role` is train or gate."""
-        path = f"/v1/datasets/{quote(dataset, safe='')}/parts"
+        path = f"/v1/datasets/{_segment(dataset)}/parts"
         return self._object("POST", path, params={"role": role}, content=npz)
 
     def datasets(self) -> list[Json]:
@@ -86,11 +102,11 @@ class Client:
     def train(self, model: str, *, dataset: str, recipe: Mapping[str, Json]) -> dict[str, Json]:
         """Start training; return the job."""
         body = {"dataset": dataset, "recipe": dict(recipe)}
-        return self._object("POST", f"/v1/models/{quote(model, safe='')}/train", json=body)
+        return self._object("POST", f"/v1/models/{_segment(model)}/train", json=body)
 
     def compile(self, model: str, version: int, *, profiles: Sequence[str]) -> dict[str, Json]:
         """Start compiling for the profiles; return the job."""
-        path = f"/v1/models/{quote(model, safe='')}/versions/{version}/compile"
+        path = f"/v1/models/{_segment(model)}/versions/{version}/compile"
         return self._object("POST", path, json={"profiles": list(profiles)})
 
     def job(self, job: int) -> dict[str, Json]:
@@ -128,7 +144,7 @@ class Client:
 
     def model(self, model: str, version: int) -> dict[str, Json]:
         """Return one model version with its metrics and builds."""
-        return self._object("GET", f"/v1/models/{quote(model, safe='')}/versions/{version}")
+        return self._object("GET", f"/v1/models/{_segment(model)}/versions/{version}")
 
     # -- releases and rollouts --
 
@@ -142,15 +158,15 @@ class Client:
 
     def release(self, name: str) -> dict[str, Json]:
         """Return one release."""
-        return self._object("GET", f"/v1/releases/{quote(name, safe='')}")
+        return self._object("GET", f"/v1/releases/{_segment(name)}")
 
     def release_payload(self, name: str) -> bytes:
         """Return the bytes that the targets keys sign to approve a release."""
-        return self._send("GET", f"/v1/releases/{quote(name, safe='')}/payload").content
+        return self._send("GET", f"/v1/releases/{_segment(name)}/payload").content
 
     def add_signature(self, name: str, *, keyid: str, sig: str) -> dict[str, Json]:
         """Add one signature to a staged release; it goes live when the threshold is met."""
-        path = f"/v1/releases/{quote(name, safe='')}/signatures"
+        path = f"/v1/releases/{_segment(name)}/signatures"
         return self._object("POST", path, json={"keyid": keyid, "sig": sig})
 
     def create_rollout(self, release: str, waves: Sequence[Mapping[str, Json]]) -> dict[str, Json]:
@@ -188,7 +204,7 @@ class Client:
 
     def device(self, name: str) -> dict[str, Json]:
         """Return one device."""
-        return self._object("GET", f"/v1/devices/{quote(name, safe='')}")
+        return self._object("GET", f"/v1/devices/{_segment(name)}")
 
     def windows(self, *, device: str = "", after: int = -1) -> Iterator[dict[str, Json]]:
         """Yield every merged window (without its tables), of one device or of all."""
@@ -215,20 +231,32 @@ class Client:
     # -- the wire --
 
     def _object(self, method: str, path: str, **options: Any) -> dict[str, Json]:
-        body = self._send(method, path, **options).json()
+        body = self._json(method, path, **options)
         if not isinstance(body, dict):
             raise Unavailable(f"{self._url}{path}: expected a JSON object, got {type(body).__name__}")
         return body
 
     def _list(self, method: str, path: str, **options: Any) -> list[Json]:
-        body = self._send(method, path, **options).json()
+        body = self._json(method, path, **options)
         if not isinstance(body, list):
             raise Unavailable(f"{self._url}{path}: expected a JSON list, got {type(body).__name__}")
         return body
 
+    def _json(self, method: str, path: str, **options: Any) -> Json:
+        answer = self._send(method, path, **options)
+        try:
+            return answer.json()
+        except ValueError as error:
+            raise Unavailable(f"{self._url}{path}: expected a control plane, got an answer that is not JSON") from error
+
     def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
         try:
-            with self._http.stream(method, path, **options) as response:
+            request = self._http.build_request(method, path, **options)
+        except (TypeError, ValueError) as error:
+            # a date or an infinity of a recipe, or bytes of the command line that are no text
+            raise Rejected(f"{method} {path}: expected what JSON can hold, got: {error}") from error
+        try:
+            with contextlib.closing(self._http.send(request, stream=True)) as response:
                 body = bytearray()
                 for piece in response.iter_bytes():
                     body += piece
@@ -245,6 +273,11 @@ class Client:
         if answer.status_code >= 500:
             raise Unavailable(f"{self._url}: {line}")
         raise Rejected(line)
+
+
+def _segment(name: str) -> str:
+    """One segment of a path, whatever is in the name: bytes of the command line that are no text name nothing."""
+    return quote(name, safe="", errors="replace")
 
 
 def _plain(headers: httpx.Headers) -> dict[str, str]:

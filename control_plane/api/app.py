@@ -57,8 +57,7 @@ def get_health(plane: PlaneDep) -> dict[str, Any]:
         "version": version("skerry"),
         "wire": WIRE_VERSION,
         "project": plane.settings.project,
-        # what the broker knows of who speaks: the embedded one nothing, one with TLS the device's certificate
-        "identity": "certificate" if plane.settings.device_broker_url.startswith("mqtts:") else "none",
+        "identity": plane.settings.identity,
         "ceremony": plane.home.anchor.exists(),
         "broker": {
             "url": plane.settings.public_broker_url,

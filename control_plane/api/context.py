@@ -4,10 +4,14 @@ from collections.abc import Iterator
 from typing import Annotated
 
 from fastapi import Depends, Request
+from pydantic import Field
 from sqlalchemy.orm import Session
 
 from control_plane.api.operator import require_operator
 from control_plane.plane import Plane
+
+# what a column can hold: a larger number would only fail in the database's driver
+Number = Annotated[int, Field(ge=0, le=(1 << 63) - 1)]
 
 
 def get_plane(request: Request) -> Plane:
@@ -32,3 +36,8 @@ SessionDep = Annotated[Session, Depends(get_session, scope="function")]
 
 # Operator: `def endpoint(_: Operator)`, or `APIRouter(dependencies=[Depends(require_operator)])` for all of a router.
 Operator = Annotated[None, Depends(require_operator)]
+
+
+async def read_body(request: Request) -> bytes:
+    """Return the body as it came, for what another parser than the framework's checks."""
+    return await request.body()

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from sqlalchemy import select
 
 from control_plane import datasets
-from control_plane.api.context import PlaneDep, SessionDep
+from control_plane.api.context import PlaneDep, SessionDep, read_body
 from control_plane.api.operator import require_operator
 from control_plane.events import record
 from control_plane.schema import DatasetPart
@@ -21,7 +21,7 @@ async def read_upload(request: Request) -> bytes:
     if length > datasets.MAX_UPLOAD_BYTES:
         limit = datasets.MAX_UPLOAD_BYTES
         raise Rejected(f"data: expected at most {limit} bytes, got {length}; upload it in several parts")
-    return await request.body()
+    return await read_body(request)
 
 
 @router.post("/v1/datasets/{name}/parts")

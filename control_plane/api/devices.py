@@ -6,7 +6,7 @@ from fastapi import APIRouter, Depends, Query
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from control_plane.api.context import SessionDep
+from control_plane.api.context import Number, SessionDep
 from control_plane.api.operator import require_operator
 from control_plane.api.rollouts import deployment_tree
 from control_plane.refusals import Unknown
@@ -41,8 +41,8 @@ def get_windows(
     session: SessionDep,
     device: Annotated[str, Query(max_length=63)] = "",
     model: Annotated[str, Query(max_length=63)] = "",
-    version: Annotated[int | None, Query(ge=1)] = None,
-    after: Annotated[int, Query(ge=-1)] = -1,
+    version: Number | None = None,
+    after: Annotated[int, Query(ge=-1, le=(1 << 63) - 1)] = -1,
     limit: Annotated[int, Query(ge=1, le=1000)] = 1000,
 ) -> list[dict[str, Any]]:
     """Return merged windows in the order of merging, without their tables; `after` is the id of the last one seen."""
@@ -51,7 +51,7 @@ def get_windows(
     if device:
         query = query.where(Window.device == device)
     if model or version is not None:
-        wanted = [manifest for manifest, (m, v) in artifacts.items() if m == (model or m) and v == (version or v)]
+        wanted = [manifest for manifest, (m, v) in artifacts.items() if m == (model or m) and version in (None, v)]
         query = query.where(Window.manifest.in_(wanted))
     rows = (row._asdict() for row in session.execute(query))
     return [{**row, **_named(artifacts.get(row["manifest"]))} for row in rows]

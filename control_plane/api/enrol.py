@@ -1,13 +1,13 @@
 """Endpoints of enrolment: operators invite, devices claim."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
-from fastapi import APIRouter, Body
-from pydantic import BaseModel
+from fastapi import APIRouter, Depends
+from pydantic import BaseModel, ConfigDict
 
 from control_plane import enrolment
-from control_plane.api.context import Operator, PlaneDep, SessionDep
-from skerry.wire.codec import from_tree
+from control_plane.api.context import Operator, PlaneDep, SessionDep, read_body
+from skerry.wire import codec
 from skerry.wire.messages import Enrolled, EnrolRequest
 
 router = APIRouter(tags=["enrolment"])
@@ -16,6 +16,7 @@ router = APIRouter(tags=["enrolment"])
 class InvitationBody(BaseModel):
     """Who may join."""
 
+    model_config = ConfigDict(extra="forbid")
     profile: str
     name: str = ""
     group: str = "default"
@@ -31,6 +32,6 @@ def invite(body: InvitationBody, plane: PlaneDep, session: SessionDep, _: Operat
 
 
 @router.post("/v1/enrol")
-def enrol(request: Annotated[dict[str, Any], Body()], plane: PlaneDep, session: SessionDep) -> Enrolled:
+def enrol(body: Annotated[bytes, Depends(read_body)], plane: PlaneDep, session: SessionDep) -> Enrolled:
     """Take a claim; the token in it is the authentication."""
-    return enrolment.claim(plane, session, from_tree(EnrolRequest, request))
+    return enrolment.claim(plane, session, codec.decode(EnrolRequest, body))

@@ -1,6 +1,7 @@
 """Endpoints of the timeline: read it, and follow it as server-sent events."""
 
 import json
+import re
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
@@ -8,18 +9,19 @@ from fastapi import APIRouter, Depends, Header, Query
 from fastapi.responses import StreamingResponse
 
 from control_plane import events
-from control_plane.api.context import PlaneDep, SessionDep
+from control_plane.api.context import Number, PlaneDep, SessionDep
 from control_plane.api.operator import require_operator
 from control_plane.plane import Plane
 from control_plane.schema import Event
 
+_EVENT_ID = re.compile(r"[0-9]{1,18}")
 router = APIRouter(tags=["events"], dependencies=[Depends(require_operator)])
 
 
 @router.get("/v1/events")
 def get_events(
     session: SessionDep,
-    after: Annotated[int, Query(ge=0)] = 0,
+    after: Number = 0,
     limit: Annotated[int, Query(ge=1, le=1000)] = 500,
 ) -> list[dict[str, Any]]:
     """Return the events after an id, oldest first."""
@@ -29,11 +31,12 @@ def get_events(
 @router.get("/v1/events/stream")
 def follow_events(
     plane: PlaneDep,
-    after: Annotated[int | None, Query(ge=0)] = None,
-    last_event_id: Annotated[str, Header(max_length=20)] = "",
+    after: Number | None = None,
+    last_event_id: Annotated[str, Header()] = "",
 ) -> StreamingResponse:
     """Stream events as they come, after `Last-Event-ID`, else after `after`, else from now on."""
-    last = int(last_event_id) if last_event_id.isdigit() else after
+    # an id that no event of ours can have is another server's: it is left alone, as the standard says
+    last = int(last_event_id) if _EVENT_ID.fullmatch(last_event_id) else after
     if last is None:
         with plane.readers() as session:
             last = events.newest(session)

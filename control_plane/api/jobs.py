@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query
 from sqlalchemy import select
 
-from control_plane.api.context import SessionDep
+from control_plane.api.context import Number, SessionDep
 from control_plane.api.operator import require_operator
 from control_plane.refusals import Unknown
 from control_plane.schema import Job
@@ -20,7 +20,7 @@ def get_jobs(session: SessionDep, limit: Annotated[int, Query(ge=1, le=1000)] = 
 
 
 @router.get("/v1/jobs/{job}")
-def get_job(job: int, session: SessionDep) -> dict[str, Any]:
+def get_job(job: Number, session: SessionDep) -> dict[str, Any]:
     """Return a job with its log, and its result or error."""
     row = session.get(Job, job)
     if row is None:

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
 
 from control_plane import builds, compile_job, train_job
-from control_plane.api.context import PlaneDep, SessionDep
+from control_plane.api.context import Number, PlaneDep, SessionDep
 from control_plane.api.jobs import job_tree
 from control_plane.api.operator import require_operator
 from firmware_profiles import list_profiles, load_profile
@@ -46,7 +46,7 @@ def train(model: str, training: Training, plane: PlaneDep, session: SessionDep) 
 
 @router.post("/v1/models/{model}/versions/{version}/compile")
 def compile_version(
-    model: str, version: int, compilation: Compilation, plane: PlaneDep, session: SessionDep
+    model: str, version: Number, compilation: Compilation, plane: PlaneDep, session: SessionDep
 ) -> dict[str, Any]:
     """Ask for the builds of a version."""
     job = compile_job.ask(
@@ -67,6 +67,6 @@ def get_models(session: SessionDep) -> list[dict[str, Any]]:
 
 
 @router.get("/v1/models/{model}/versions/{version}")
-def get_model(model: str, version: int, session: SessionDep) -> dict[str, Any]:
+def get_model(model: str, version: Number, session: SessionDep) -> dict[str, Any]:
     """Return one version with its metrics, its builds and their gate reports."""
     return builds.show_model(session, model, version)

@@ -1,4 +1,8 @@
-"""Operator authentication: the token of the home folder, as a bearer or as the cookie that /login sets."""
+"""Operator authentication: the token of the home folder as a bearer, or the cookie that /login sets, for reading.
+
+A browser sends a cookie to every port of a host, and along with requests that another page made it send. So the cookie
+is made from the token without giving it away, and is good for requests that change nothing.
+"""
 
 import hmac
 from typing import Annotated
@@ -9,14 +13,19 @@ from fastapi.responses import RedirectResponse, Response
 from control_plane.home import Home
 
 COOKIE = "skerry_operator"
+SAFE_METHODS = ("GET", "HEAD")
 router = APIRouter()
 
 
 def require_operator(request: Request) -> None:
     """Let the request pass if it carries the operator's token; 401 otherwise."""
+    expected = _token(request)
     scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
-    shown = bearer.strip() if scheme.lower() == "bearer" else request.cookies.get(COOKIE, "")
-    if not is_operator_token(request.app.state.plane.home, shown):
+    shown = bearer.strip()
+    if scheme.lower() != "bearer":
+        shown = request.cookies.get(COOKIE, "") if request.method in SAFE_METHODS else ""
+        expected = _cookie(expected)
+    if not _same(shown, expected):
         raise HTTPException(
             401,
             "operator token: expected the one in operator.token of the server's home folder, got "
@@ -28,14 +37,15 @@ def require_operator(request: Request) -> None:
 @router.get("/login", include_in_schema=False)
 def log_in(request: Request, token: Annotated[str, Query(max_length=200)]) -> Response:
     """Exchange the token of the printed link for a cookie, and go to the first page."""
-    if not is_operator_token(request.app.state.plane.home, token):
+    expected = _token(request)
+    if not _same(token, expected):
         raise HTTPException(
             401, "login: expected the token that skerry-server printed, got another; copy the link whole"
         )
     response = RedirectResponse("/", status_code=303)
     response.set_cookie(
         COOKIE,
-        token,
+        _cookie(expected),
         httponly=True,
         samesite="lax",
         # the pages listener is plain HTTP on loopback, where browsers keep no secure cookie
@@ -45,7 +55,15 @@ def log_in(request: Request, token: Annotated[str, Query(max_length=200)]) -> Re
     return response
 
 
-def is_operator_token(home: Home, shown: str) -> bool:
-    """Say whether `shown` is the operator's token, in constant time."""
-    expected = home.operator_token()
-    return bool(expected) and hmac.compare_digest(expected.encode(), shown.encode())
+def _token(request: Request) -> str:
+    home: Home = request.app.state.plane.home
+    return home.operator_token()
+
+
+def _cookie(token: str) -> str:
+    return hmac.new(token.encode(), b"skerry pages", "sha256").hexdigest()
+
+
+def _same(shown: str, expected: str) -> bool:
+    """Compare in constant time."""
+    return hmac.compare_digest(expected.encode(), shown.encode())

@@ -6,6 +6,7 @@ from http import HTTPStatus
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
 from control_plane.refusals import Conflict, Forbidden, Unknown
@@ -24,7 +25,9 @@ _STATUS: tuple[tuple[type[SkerryError], int], ...] = (
 
 def problem(status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
     """Return the answer that says what is wrong."""
-    body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
+    # half of a surrogate pair, which a JSON body may hold, is no text that an answer could carry back
+    line = detail.encode(errors="backslashreplace").decode()
+    body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": line}
     return JSONResponse(body, status_code=status, headers=headers, media_type="application/problem+json")
 
 
@@ -33,6 +36,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(SkerryError, _skerry_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(OperationalError, _database)
     app.add_exception_handler(Exception, _unexpected)
 
 
@@ -48,10 +52,14 @@ async def _skerry_error(_request: Request, error: Exception) -> JSONResponse:
     return problem(status, str(error))
 
 
-async def _http_error(_request: Request, error: Exception) -> JSONResponse:
+async def _http_error(request: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, HTTPException):
         return problem(500, str(error))
-    return problem(error.status_code, error.detail, dict(error.headers or {}))
+    detail = error.detail
+    if detail == HTTPStatus(error.status_code).phrase:
+        # the router's own word: say what was asked for
+        detail = f"{detail}: expected a path and method of this API, got {request.method} {request.url.path[:200]}"
+    return problem(error.status_code, detail, dict(error.headers or {}))
 
 
 async def _invalid(_request: Request, error: Exception) -> JSONResponse:
@@ -60,6 +68,12 @@ async def _invalid(_request: Request, error: Exception) -> JSONResponse:
     first = error.errors()[0]
     # what came is not repeated: it may be a token
     return problem(422, f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}")
+
+
+async def _database(_request: Request, error: Exception) -> JSONResponse:
+    reason = error.orig if isinstance(error, OperationalError) else error
+    log.error("database: %s", reason)
+    return problem(503, f"database: expected it to answer, got: {reason}; try again, and look at the server's disk")
 
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:

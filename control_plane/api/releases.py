@@ -9,7 +9,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from control_plane import publisher, releases
-from control_plane.api.context import PlaneDep, SessionDep
+from control_plane.api.context import Number, PlaneDep, SessionDep
 from control_plane.api.operator import require_operator
 from control_plane.schema import Build, Publication, Release
 
@@ -21,7 +21,7 @@ class Staging(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     model: str = Field(max_length=63)
-    version: int = Field(ge=1)
+    version: Number
 
 
 class OfflineSignature(BaseModel):

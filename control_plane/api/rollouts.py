@@ -8,7 +8,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from control_plane import rollouts
-from control_plane.api.context import PlaneDep, SessionDep
+from control_plane.api.context import Number, PlaneDep, SessionDep
 from control_plane.api.operator import require_operator
 from control_plane.refusals import Unknown
 from control_plane.rollout_planner import WaveRequest
@@ -54,7 +54,7 @@ def get_rollouts(session: SessionDep, limit: Annotated[int, Query(ge=1, le=1000)
 
 
 @router.get("/v1/rollouts/{rollout}")
-def get_rollout(rollout: int, session: SessionDep) -> dict[str, Any]:
+def get_rollout(rollout: Number, session: SessionDep) -> dict[str, Any]:
     """Return a rollout with its waves and deployments."""
     row = session.get(Rollout, rollout)
     if row is None:
@@ -63,7 +63,7 @@ def get_rollout(rollout: int, session: SessionDep) -> dict[str, Any]:
 
 
 @router.post("/v1/rollouts/{rollout}/cancel")
-def cancel(rollout: int, plane: PlaneDep, session: SessionDep) -> dict[str, Any]:
+def cancel(rollout: Number, plane: PlaneDep, session: SessionDep) -> dict[str, Any]:
     """Cancel: nothing more is assigned; devices that were assigned go on."""
     row = rollouts.cancel(session, rollout, now=plane.clock())
     session.flush()

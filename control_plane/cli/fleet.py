@@ -4,7 +4,7 @@ import argparse
 import time
 from typing import Any
 
-from control_plane.cli.session import Session, table
+from control_plane.cli.session import Session, cell, table
 
 
 def add_verbs(nouns: Any) -> None:
@@ -78,7 +78,10 @@ def _outbox(options: argparse.Namespace, session: Session) -> None:
 def _health(options: argparse.Namespace, session: Session) -> None:
     with session.client() as client:
         health = client.health()
-    session.show(health, "\n".join(f"{key:10} {value}" for key, value in health.items()))
+    shown = {key: value for key, value in health.items() if key != "broker"}
+    shown["ceremony"] = "held" if health["ceremony"] else "not held yet; next: skerry keys init --out FOLDER"
+    shown |= {f"broker {key}": value for key, value in health["broker"].items()}
+    session.show(health, "\n".join(f"{key:17} {cell(value)}" for key, value in shown.items()))
 
 
 def _events(options: argparse.Namespace, session: Session) -> None:

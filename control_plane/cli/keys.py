@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from control_plane.cli.session import Session, table
+from skerry.errors import Rejected
 
 
 def add_verbs(nouns: Any) -> None:
@@ -24,6 +25,9 @@ def _init(options: argparse.Namespace, session: Session) -> None:
     from control_plane.keys import hold_ceremony
 
     with session.client() as client:
+        # before keys are made that would sign nothing
+        if client.health()["ceremony"]:
+            raise Rejected("ceremony: expected none before, got one already; sign with the keys that it made")
         metadata = hold_ceremony(
             options.out,
             client.online_keys(),

@@ -5,7 +5,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from control_plane.cli.session import Session, read_bytes, read_text, table
+from control_plane.cli.session import Session, read_bytes, read_text, say, table
 from skerry.errors import Rejected
 
 
@@ -62,7 +62,7 @@ def _train(options: argparse.Namespace, session: Session) -> None:
         raise Rejected(f"{options.recipe}: expected TOML, got an error: {error}") from error
     with session.client() as client:
         job = client.train(options.model, dataset=options.data, recipe=recipe)
-        done = client.wait_for_job(job["id"], on_log=None if session.as_json else print)
+        done = client.wait_for_job(job["id"], on_log=None if session.as_json else say)
     result = done["result"]
     session.show(done, f"trained {options.model} version {result['version']}")
 
@@ -70,7 +70,7 @@ def _train(options: argparse.Namespace, session: Session) -> None:
 def _compile(options: argparse.Namespace, session: Session) -> None:
     with session.client() as client:
         job = client.compile(options.model, options.version, profiles=options.profiles)
-        client.wait_for_job(job["id"], on_log=None if session.as_json else print)
+        client.wait_for_job(job["id"], on_log=None if session.as_json else say)
         model = client.model(options.model, options.version)
     session.show(model, _builds(model))
     refused = [build["profile"] for build in model["builds"] if build["gate"] != "passed"]

@@ -46,14 +46,20 @@ class Session:
 
     def show(self, answer: Any, text: str) -> None:
         """Print the answer as JSON where asked for, as the text otherwise."""
-        print(json.dumps(answer, indent=2, sort_keys=True) if self.as_json else text)
+        say(json.dumps(answer, indent=2, sort_keys=True) if self.as_json else text)
+
+
+def say(text: str) -> None:
+    """Print text in which a device may have had its say: what is not printable could command the terminal."""
+    shown = (each if each.isprintable() or each in "\n\t" else each.encode("unicode_escape").decode() for each in text)
+    print("".join(shown))
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, empty: str) -> str:
     """Return the rows as an aligned table with the column names on top, or `empty` when there are none."""
     if not rows:
         return empty
-    cells = [[_cell(row.get(column)) for column in columns] for row in rows]
+    cells = [[cell(row.get(column)) for column in columns] for row in rows]
     widths = [max(len(column), *(len(line[i]) for line in cells)) for i, column in enumerate(columns)]
     lines = [[column.upper() for column in columns], *cells]
     return "\n".join(
@@ -61,28 +67,31 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, empty: s
     )
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
+    """Return a value as a table shows it: on one line, "-" for nothing."""
     if value is None or value == "":
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.4g}"
-    return str(value)
+    return str(value).replace("\n", " ")
 
 
 def read_bytes(path: Path, *, limit: int = 256 << 20) -> bytes:
     """Read a file that the user named; raises `Rejected` when it is missing or too large."""
     try:
-        if path.stat().st_size > limit:
-            raise Rejected(f"{path}: expected at most {limit} bytes, got {path.stat().st_size}")
-        return path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
     except FileNotFoundError as error:
         raise Rejected(f"{path}: expected a file, got none; check the path") from error
     except IsADirectoryError as error:
         raise Rejected(f"{path}: expected a file, got a folder") from error
-    except PermissionError as error:
-        raise Broken(f"{path}: expected a readable file, got no permission") from error
+    except OSError as error:
+        raise Broken(f"{path}: expected a readable file, got: {error.strerror}") from error
+    if len(data) > limit:
+        raise Rejected(f"{path}: expected at most {limit} bytes, got more")
+    return data
 
 
 def read_text(path: Path) -> str:

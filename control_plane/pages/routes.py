@@ -99,10 +99,9 @@ _templates.globals.update(
 def badges(plane: Plane) -> list[tuple[str, str]]:
     """Return (tone, text) of what an operator must know about this plane; see the architecture, "Trust"."""
     settings = plane.settings
-    identity = "certificate" if settings.device_broker_url.startswith("mqtts:") else "none"
-    broker = "embedded, loopback only" if settings.embedded_broker else settings.broker_url
+    broker = "embedded, loopback only" if settings.embedded_broker else settings.public_broker_url
     return [
-        ("watch" if identity == "none" else "plain", f"identity: {identity}"),
+        ("watch" if settings.identity == "none" else "plain", f"identity: {settings.identity}"),
         ("plain", f"broker: {broker}") if plane.outgoing.connected else ("alarm", f"broker: not connected ({broker})"),
     ]
 

@@ -95,7 +95,13 @@ def _check(hint: Any, value: Any, path: str) -> Any:
 
 def _scalar(hint: Any, value: Any, path: str) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise Rejected(f"{path}: expected a finite number, got one of {value.bit_length()} bits") from error
+    # `decode` leaves none through, but a tree may come from a parser that does
+    if isinstance(value, float) and not math.isfinite(value):
+        raise Rejected(f"{path}: expected a finite number, got {value}")
     # bool is a subclass of int in Python, and a flag where a count belongs is a mistake
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise Rejected(f"{path}: expected {hint.__name__}, got {_shown(value)}")
@@ -105,5 +111,5 @@ def _scalar(hint: Any, value: Any, path: str) -> Any:
 
 
 def _shown(value: Any) -> str:
-    text = json.dumps(value)
+    text = json.dumps(value, default=str)  # TOML has dates
     return text if len(text) <= 60 else text[:57] + "..."

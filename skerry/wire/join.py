@@ -30,9 +30,16 @@ def parse_join(text: str) -> Join:
     token, colon, digest = rest.rpartition(":")
     if not (hash_sign and colon and token):
         raise Rejected(f"join string: expected {_FORM}, got {url!r} without a token and a hash; copy it whole")
-    parts = urlsplit(url)
-    if parts.scheme != "https" or not parts.hostname:
+    if not _is_address(url):
         raise Rejected(f"join string: expected {_FORM}, got the address {url!r}")
     if not re.fullmatch(r"[0-9a-f]{64}", digest):
         raise Rejected(f"join string: expected 64 hex digits after the token, got {len(digest)} characters")
     return Join(url=url.rstrip("/"), token=token, anchor_sha256=digest)
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme == "https" and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False

@@ -141,10 +141,11 @@ class DeploymentEvent:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Body (JSON) of an outbox entry of kind `gap`: entries given up for lack of room, never silently.
+    """Body (JSON) of an outbox entry of kind `gap`: entries that the device no longer has, never silently.
 
-    The entry stands at the sequence number `first` and accounts for all numbers from `first` to `last`: a run of one
-    kind that was never published, so whoever counts the numbers takes the whole range as heard.
+    The entry stands at the sequence number `first` and accounts for all numbers from `first` to `last`, so whoever
+    counts the numbers takes the whole range as heard: a run of one `kind` that was given up for lack of room before it
+    was published, or that was damaged; or numbers of `any` kind that a control plane restored from a copy forgot.
     """
 
     kind: str

@@ -1,5 +1,6 @@
 """The control plane's program: its home folder, its ports, its two listeners, its end."""
 
+import json
 import re
 import signal
 import socket
@@ -192,7 +193,79 @@ def test_every_route_but_the_open_ones_asks_for_the_operator(shared: Any) -> Non
             assert shared.ask(method.upper(), shown, {}, token="")[0] == 401, (method, path)
 
 
-def test_logging_in_gives_a_browser_a_cookie_that_is_as_good_as_the_token(shared: Any) -> None:
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("GET", f"/v1/jobs/{1 << 63}", None),
+        ("GET", f"/v1/rollouts/{10**30}", None),
+        ("POST", f"/v1/rollouts/{1 << 63}/cancel", None),
+        ("GET", f"/v1/models/m/versions/{1 << 63}", None),
+        ("POST", f"/v1/models/m/versions/{1 << 63}/compile", {"profiles": ["arm64-board"]}),
+        ("POST", "/v1/releases", {"model": "m", "version": 1 << 63}),
+        ("GET", f"/v1/windows?after={1 << 63}", None),
+        ("GET", f"/v1/events?after={1 << 63}", None),
+        ("POST", "/v1/enrol", {"token": "\ud800", "csr": "c", "profile": "p"}),
+        ("POST", "/v1/models/m/train", {"dataset": "d", "recipe": {"\ud800": 1}}),
+    ],
+)
+def test_what_no_column_and_no_text_can_hold_is_the_senders_mistake(
+    shared: Any, method: str, path: str, body: Any
+) -> None:
+    content = None if body is None else json.dumps(body)
+    token = (shared.home / "operator.token").read_text().strip()
+    answer = httpx.request(
+        method,
+        f"http://127.0.0.1:{shared.pages_port}{path}",
+        content=content,
+        headers={"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
+        trust_env=False,
+    )
+
+    assert answer.status_code == 422
+    assert answer.headers["Content-Type"] == "application/problem+json"
+
+
+def test_an_event_id_of_another_server_is_left_alone(shared: Any) -> None:
+    token = (shared.home / "operator.token").read_text().strip()
+    for last in ("²", "9" * 20):
+        headers = {b"Authorization": f"Bearer {token}".encode(), b"Last-Event-ID": last.encode("latin-1")}
+        address = f"http://127.0.0.1:{shared.pages_port}/v1/events/stream"
+        with httpx.stream("GET", address, headers=headers, trust_env=False) as answer:
+            assert answer.status_code == 200
+
+
+def test_a_path_that_is_none_is_named(shared: Any) -> None:
+    status, answer = shared.ask("GET", "/v1/device")
+
+    assert status == 404
+    assert "GET /v1/device" in answer["detail"]
+
+
+def test_a_second_server_on_the_same_home_folder_is_refused_whatever_its_ports(
+    running: Any, capsys: Output, pick: Callable[[], int]
+) -> None:
+    settings = running.home / "settings.toml"
+    text = settings.read_text()
+    for port in (running.port, running.pages_port, running.broker_port):
+        text = text.replace(str(port), str(pick()))
+    settings.write_text(text)
+
+    code, line = refusal(capsys, "run", "--home", str(running.home))
+
+    assert code == 2
+    assert "expected no server on this home folder" in line
+
+
+def test_the_certificates_of_an_external_broker_must_be_there(make_home: Callable[..., Any], capsys: Output) -> None:
+    made = make_home("--broker", "mqtts://127.0.0.1:9", "--broker-ca", "/nowhere/ca.pem")
+
+    code, line = refusal(capsys, "run", "--home", str(made.home))
+
+    assert code == 4
+    assert "/nowhere/ca.pem" in line
+
+
+def test_logging_in_gives_a_browser_a_cookie_for_reading_that_is_not_the_token(shared: Any) -> None:
     token = (shared.home / "operator.token").read_text().strip()
 
     with httpx.Client(base_url=f"http://127.0.0.1:{shared.pages_port}", trust_env=False) as browser:
@@ -200,7 +273,10 @@ def test_logging_in_gives_a_browser_a_cookie_that_is_as_good_as_the_token(shared
         assert answer.status_code == 303
         assert "HttpOnly" in answer.headers["Set-Cookie"]
         assert "SameSite=lax" in answer.headers["Set-Cookie"]
+        assert token not in answer.headers["Set-Cookie"]
         assert browser.get("/v1/trust").status_code == 200
+        # a page of another port of this host could make a browser send this
+        assert browser.post("/v1/rollouts/1/cancel").status_code == 401
         assert browser.get("/login", params={"token": "wrong"}).status_code == 401
 
 

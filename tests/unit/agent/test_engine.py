@@ -49,9 +49,10 @@ class Stub:
 
     def __init__(self) -> None:
         self.bad = False
+        self.value = 0.0
 
     def next(self) -> Sample:
-        return Sample(values=np.zeros((1, 2), np.float32), truth=0)
+        return Sample(values=np.full((1, 2), self.value, np.float32), truth=0)
 
     def run(self, _inputs: dict[str, Any]) -> dict[str, Any]:
         if self.bad:
@@ -65,13 +66,13 @@ class Stub:
 class Bench:
     """An engine on a bench: one inference per call, no thread."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, event_step_s: float = 60.0) -> None:
         self.stub = Stub()
         self.outbox = OutboxFile(folder / "outbox.db")
         self.decisions: list[Decision] = []
         self.decided = threading.Event()
         self.engine = Engine(
-            config=Config(event_step_s=60.0, save_rows=3),
+            config=Config(event_step_s=event_step_s, save_rows=3),
             source=self.stub,
             outbox=self.outbox,
             on_decision=lambda _manifest, decision: self._decide(decision),
@@ -127,6 +128,31 @@ def test_a_model_that_breaks_on_trial_does_not_pass(bench: Bench) -> None:
     bench.infer(1)
 
     assert bench.decisions == [Decision(passed=False, reason="model: it broke")]
+
+
+def test_an_input_that_is_no_number_does_not_end_a_trial(bench: Bench) -> None:
+    bench.engine.switch(bench.running(), trial=TERMS)
+    bench.stub.bad = True
+    bench.stub.value = np.nan
+    bench.infer(3)
+    assert bench.decisions == []
+    assert "expected finite values" in bench.engine.problem
+
+    bench.stub.bad, bench.stub.value = False, 0.0
+    bench.infer(5)
+
+    assert bench.decisions == [Decision(passed=True)]
+
+
+def test_on_the_real_clock_every_window_has_its_own_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(tmp_path, event_step_s=0.0)
+    bench.engine.switch(bench.running())
+    for now in (1000.0, 2000.0):
+        monkeypatch.setattr("agent.engine.time.time", lambda now=now: now)
+        bench.infer(10)
+
+    times = bench.outbox._db.execute("select event_time from outbox order by sequence").fetchall()
+    assert times == [(1000.0,), (2000.0,)]
 
 
 def test_a_trial_that_is_rolled_back_leaves_the_open_window_of_the_last_good_one(bench: Bench) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent.outbox import BATCH_BYTES, BATCH_ENTRIES, OutboxFile, decode_open, encode_open, look
+from agent.outbox import BATCH_BYTES, BATCH_ENTRIES, KEPT_ACCUMULATORS, OutboxFile, decode_open, encode_open, look
 from skerry.errors import Broken
 from skerry.wire.messages import Ack, Entry, Outbox
 
@@ -193,6 +193,7 @@ def test_a_conflict_starts_a_new_epoch_with_what_was_not_heard(tmp_path: Path) -
     for number in range(4):
         outbox.put("window", b"%d" % number, event_time=1.0)
     epoch = outbox.epoch
+    assert len(bodies(outbox.batch())) == 4
 
     outbox.acknowledge(Ack(epoch=epoch, up_to=2, new_epoch=True))
 
@@ -201,6 +202,98 @@ def test_a_conflict_starts_a_new_epoch_with_what_was_not_heard(tmp_path: Path) -
     assert batch.epoch != epoch
     assert [(entry.sequence, b64decode(entry.body)) for entry in batch.entries] == [(1, b"2"), (2, b"3")]
     assert outbox.put("window", b"4", event_time=1.0) == 3
+
+
+def test_rows_that_a_restored_copy_has_yet_to_publish_are_not_taken_for_heard(tmp_path: Path) -> None:
+    outbox = OutboxFile(tmp_path / "outbox.db")
+    for number in range(BATCH_ENTRIES + 2):
+        outbox.put("window", b"%d" % number, event_time=1.0)
+    assert len(bodies(outbox.batch())) == BATCH_ENTRIES
+
+    outbox.acknowledge(Ack(epoch=outbox.epoch, up_to=300))
+
+    assert bodies(outbox.batch()) == [b"%d" % BATCH_ENTRIES, b"%d" % (BATCH_ENTRIES + 1)]
+
+
+@pytest.mark.parametrize("left", [0, 2])
+def test_a_control_plane_restored_from_a_copy_hears_what_it_forgot_as_a_gap(tmp_path: Path, left: int) -> None:
+    outbox = OutboxFile(tmp_path / "outbox.db")
+    for _ in range(5):
+        outbox.put("window", b"x", event_time=1.0)
+    drain(outbox)
+    for _ in range(left):
+        outbox.put("window", b"y", event_time=1.0)
+
+    outbox.acknowledge(Ack(epoch=outbox.epoch, up_to=3))
+
+    batch = outbox.batch()
+    assert batch is not None
+    assert [(entry.sequence, entry.kind) for entry in batch.entries] == [
+        (4, "gap"),
+        *((6 + at, "window") for at in range(left)),
+    ]
+    gap = json.loads(bodies(batch)[0])
+    assert (gap["first"], gap["last"], gap["count"]) == (4, 5, 2)
+
+
+def test_bit_rot_in_a_gap_record_still_accounts_for_its_whole_run(tmp_path: Path) -> None:
+    outbox = OutboxFile(tmp_path / "outbox.db", quota_bytes=SMALL)
+    for _ in range(400):
+        outbox.put("window", b"x" * 2000, event_time=1.0)
+    outbox._db.execute("update outbox set body = x'00' where kind = 'gap'")
+
+    entries = drain(outbox)
+
+    gap = json.loads(b64decode(entries[0].body))
+    assert (gap["reason"], gap["first"], gap["last"] + 1) == ("damaged", 1, entries[1].sequence)
+
+
+def test_what_is_published_when_the_disk_fills_up_is_not_given_up_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outbox = OutboxFile(tmp_path / "outbox.db", quota_bytes=SMALL)
+    for _ in range(60):
+        outbox.put("window", b"x" * 1000, event_time=1.0)
+    full = sqlite3.OperationalError("database or disk is full")
+    full.sqlite_errorcode = sqlite3.SQLITE_FULL
+    refusals = [full]
+    mark = outbox._set_meta
+
+    def refuse_once(key: str, value: str) -> None:
+        if refusals:
+            raise refusals.pop()
+        mark(key, value)
+
+    monkeypatch.setattr(outbox, "_set_meta", refuse_once)
+    batch = outbox.batch()
+
+    assert batch is not None
+    said = [(entry.sequence, entry.kind) for entry in batch.entries]
+    assert refusals == []
+    assert said[0] == (1, "gap")
+    assert said == outbox._db.execute("select sequence, kind from outbox limit ?", (len(said),)).fetchall()
+
+
+def test_a_database_that_breaks_under_way_is_broken_and_no_foreign_error(tmp_path: Path) -> None:
+    outbox = OutboxFile(tmp_path / "outbox.db")
+    ack = Ack(epoch=outbox.epoch, up_to=0)
+    outbox.put("window", b"x", event_time=1.0)
+    outbox._db.execute("drop table outbox")
+
+    for use in (outbox.batch, lambda: outbox.depth, lambda: outbox.acknowledge(ack)):
+        with pytest.raises(Broken, match="expected a sound outbox"):
+            use()
+    with pytest.raises(Broken, match="expected a sound outbox"):
+        outbox.put("window", b"x", event_time=1.0)
+
+
+def test_the_open_window_of_what_runs_is_kept_whatever_the_clock_says(tmp_path: Path) -> None:
+    outbox = OutboxFile(tmp_path / "outbox.db")
+    for number in range(2 * KEPT_ACCUMULATORS):
+        outbox.save_open(f"{number:02}", b"body", number=number, event_clock=1000.0 - number)
+
+        assert outbox.open_window(f"{number:02}").number == number
+    assert outbox._db.execute("select count(*) from accumulator").fetchone() == (KEPT_ACCUMULATORS,)
 
 
 def test_a_full_disk_frees_the_ballast_and_gives_up_old_windows(tmp_path: Path) -> None:
@@ -230,4 +323,7 @@ def test_status_can_look_without_disturbing(tmp_path: Path) -> None:
     outbox.put("window", b"body", event_time=1.0)
 
     assert look(tmp_path / "outbox.db").rows == {"window": 1}
+    outbox.close()
+    odd = (tmp_path / "outbox.db").rename(tmp_path / "a#b%41?c.db")
+    assert look(odd).rows == {"window": 1}
     assert look(tmp_path / "none.db").rows == {}

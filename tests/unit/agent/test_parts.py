@@ -8,19 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agent.__main__ import main
 from agent.assignment import deployment_of
 from agent.config import Config, read_config
 from agent.effects import compare
-from agent.identity import Identity, StateFolder
+from agent.identity import StateFolder
 from agent.link import full_jitter, parse_broker
 from agent.observe import Latencies, Observer, Seen, read_outputs
 from agent.source import ReplaySource, shuffled
 from agent.telling import Reporter, Versions
 from agent.trial import Terms, Trial
 from skerry.drift.reference import build_monitor
-from skerry.errors import Broken, Rejected
+from skerry.errors import Rejected
 from skerry.runtimes.arrays import pack
+from skerry.wire import codec
 from skerry.wire.manifest import Manifest, TensorSpec, Tolerance
 from skerry.wire.messages import Reported
 from skerry.wire.report import decode_report, encode_report
@@ -92,6 +92,24 @@ def test_a_recording_that_is_replaced_is_followed_and_a_broken_one_is_not(tmp_pa
     assert (source.problem, source.next().truth) == ("", None)
 
 
+def test_a_recording_that_is_finished_while_it_is_read_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_recording(tmp_path / "r.npz", 4)
+    source = ReplaySource(path)
+    path.write_bytes(b"half a file")
+
+    def read_too_early(path: Path) -> Any:
+        write_recording(path, 4, 100.0)
+        raise Rejected("expected an npz, got half a file")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("agent.source.read_recording", read_too_early)
+        source.next()
+
+    assert float(source.next().values.min()) >= 100
+
+
 @pytest.mark.parametrize(
     "arrays",
     [
@@ -99,6 +117,7 @@ def test_a_recording_that_is_replaced_is_followed_and_a_broken_one_is_not(tmp_pa
         {"X": np.zeros((3, 2), np.float64)},
         {"X": np.zeros((3, 2), np.float32), "y": np.zeros(2, np.int64)},
         {"X": np.zeros((1, 2), np.float32), "y": np.array([9]), "labels": np.array(LABELS)},
+        {"X": np.zeros((1, 2), np.float32), "y": np.array([0]), "labels": np.array([["rest"]])},
     ],
 )
 def test_what_is_not_a_recording_is_refused(tmp_path: Path, arrays: dict[str, Any]) -> None:
@@ -224,11 +243,33 @@ def test_versions_only_grow_and_a_will_is_heard_last() -> None:
     assert max(first[1:]) < first[0] < second[1] < second[0] < later
 
 
-# --- addresses, configuration, identity
+def test_attempts_that_fail_use_up_no_versions() -> None:
+    versions = Versions(1)
+    assert len({versions.will() for _ in range(5000)}) == 1
+    assert versions.will() < Versions(2).next()
+
+
+def test_versions_fit_the_wire_when_the_starts_were_miscounted(tmp_path: Path) -> None:
+    (tmp_path / "starts").write_text("not a number")
+
+    version = Versions(StateFolder(tmp_path).starts()).will()
+
+    assert codec.decode(Reported, codec.encode(reported(version=version))).version == version
+
+
+# --- addresses, configuration
 
 
 @pytest.mark.parametrize(
-    "url", ["mqtt://10.0.0.7:1883", "mqtt://broker.example", "http://127.0.0.1:1", "127.0.0.1:1883"]
+    "url",
+    [
+        "mqtt://10.0.0.7:1883",
+        "mqtt://broker.example",
+        "http://127.0.0.1:1",
+        "127.0.0.1:1883",
+        "mqtt://[::1",
+        "mqtt://127.0.0.1:99999",
+    ],
 )
 def test_a_broker_without_identities_is_refused_off_this_machine(url: str) -> None:
     with pytest.raises(Rejected, match="broker: expected"):
@@ -257,74 +298,13 @@ def test_options_win_over_the_file_and_unknown_settings_are_named(tmp_path: Path
         read_config(tmp_path, {})
     with pytest.raises(Rejected, match="rate: expected 0 or more"):
         read_config(tmp_path / "none", {"rate": -1.0})
+    with pytest.raises(Rejected, match="rate: expected a finite number"):
+        read_config(tmp_path / "none", {"rate": float("nan")})
+    (tmp_path / "config.toml").write_text("seed = 1979-05-27\n")
+    with pytest.raises(Rejected, match="seed: expected int"):
+        read_config(tmp_path, {})
 
 
 def test_an_assignment_that_cannot_be_read_names_no_deployment() -> None:
     assert deployment_of(b'{"metadata": {"targets": "[1]"}}') == ""
     assert deployment_of(b"\xff") == ""
-
-
-IDENTITY = Identity(
-    project="watch",
-    device="watch-1",
-    profile="gateway",
-    runtime="onnxruntime",
-    architecture="x86_64",
-    broker="mqtt://127.0.0.1:1",
-    server="https://127.0.0.1:1",
-)
-
-
-def enrolled(folder: Path) -> StateFolder:
-    """Return a state folder with an identity."""
-    state = StateFolder(folder)
-    state.keep(IDENTITY, anchor=b"{}", key=b"secret", certificate="", broker_ca="")
-    return state
-
-
-def test_the_key_of_a_device_is_for_its_owner_alone(tmp_path: Path) -> None:
-    state = enrolled(tmp_path / "state")
-
-    assert state.credentials.key.stat().st_mode & 0o777 == 0o600
-    assert StateFolder(tmp_path / "state").identity() == IDENTITY
-    assert [state.starts(), state.starts()] == [1, 2]
-
-
-def test_two_agents_do_not_share_a_state_folder(tmp_path: Path) -> None:
-    state = enrolled(tmp_path / "state")
-    with state.lock(), pytest.raises(Broken, match="another one running"):
-        state.lock()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "line", "code"),
-    [
-        (["status"], "expected an enrolled device", 2),
-        (["run"], "run skerry-agent init first", 2),
-        (["init", "https://127.0.0.1:1", "--profile", "gateway"], "join string: expected", 2),
-        (["init", f"https://127.0.0.1:1#t:{'0' * 64}", "--profile", "gateway"], "check the address", 3),
-    ],
-)
-def test_what_cannot_be_done_is_one_line_and_an_exit_status(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], line: str, code: int
-) -> None:
-    assert main([*arguments, "--state", str(tmp_path / "state")]) == code
-
-    said = capsys.readouterr().err.strip().splitlines()
-    assert len(said) == 1
-    assert said[0].startswith("skerry-agent: ")
-    assert line in said[0]
-    assert not (tmp_path / "state").exists()
-
-
-def test_a_state_folder_of_a_newer_version_is_refused_and_left_alone(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    enrolled(tmp_path)
-    (tmp_path / "VERSION").write_text("99\n")
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-
-    assert main(["run", "--state", str(tmp_path)]) == 4
-
-    assert "use a newer skerry-agent" in capsys.readouterr().err
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

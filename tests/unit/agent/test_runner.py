@@ -1,13 +1,16 @@
 """The runner: saved before acted upon, said once, and safe to interrupt at any moment."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from agent.lifecycle import Effect, Event, Good, Grant, Kind, State
 from agent.runner import Runner, read_state
+from skerry.delivery.durable import write_durably
 from skerry.errors import Broken, Rejected, Unavailable
 from skerry.wire.messages import DeploymentEvent
 
@@ -181,6 +184,62 @@ def test_late_news_changes_nothing(tmp_path: Path) -> None:
     settle(runner, world)
 
     assert read_state(tmp_path / "lifecycle.json") == before
+
+
+def test_the_end_of_a_trial_says_nothing_about_the_deployment_after_it(tmp_path: Path) -> None:
+    other = Grant(deployment="d3", release="strokes-3", manifest="newer")
+    world = World(offered=[GRANT])
+    runner = boot(tmp_path / "lifecycle.json", world)
+    while runner.state.phase != "assigned":
+        runner.turn(world)
+    world.offered.append(other)
+    runner.turn(world)
+    assert runner.state.grant == other
+
+    runner.tell(Event(Kind.REFUSED, grant=GRANT, reason="too slow"))
+    settle(runner, world)
+
+    assert world.said[-1] == ("d3", "committed")
+
+
+@pytest.mark.parametrize("refused", ["write_durably", "announce"])
+def test_a_disk_that_refuses_the_state_is_asked_again_and_nothing_is_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    world = World(offered=[GRANT])
+    runner = boot(tmp_path / "lifecycle.json", world)
+    calls = 0
+    real = write_durably if refused == "write_durably" else world.announce
+
+    def every_other_time(*args: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls % 2:
+            raise Broken("disk full")
+        real(*args)
+
+    if refused == "write_durably":
+        monkeypatch.setattr("agent.runner.write_durably", every_other_time)
+    else:
+        monkeypatch.setattr(runner, "_announce", every_other_time)
+    for _ in range(200):
+        with contextlib.suppress(Broken):
+            if not runner.turn(world):
+                break
+
+    # what was said although its mark could not be written is said again
+    assert list(dict.fromkeys(state for _, state in world.said)) == [
+        *("assigned", "fetching", "verified", "staged", "replaying", "trial", "committed"),
+    ]
+    assert read_state(tmp_path / "lifecycle.json").good.manifest == "new"
+
+
+def test_a_disk_that_refuses_an_effect_is_a_fault_of_this_machine(tmp_path: Path) -> None:
+    world = World(offered=[GRANT], trouble={Effect.STAGE: [OSError(28, "No space left on device")]})
+    settle(boot(tmp_path / "lifecycle.json", world), world)
+
+    assert world.said[-1] == ("d2", "committed")
+    assert world.performed.count(Effect.FETCH) == 2
 
 
 def test_a_state_that_cannot_be_read_is_one_clear_line(tmp_path: Path) -> None:

@@ -10,8 +10,10 @@ import pytest
 from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import Metadata, Root, Snapshot, TargetFile, Targets, Timestamp
 
+from agent.assignment import ask_child
 from agent.trust import Verdict, judge
 from agent.trust_child import SpoolFetcher
+from skerry.wire import codec
 from skerry.wire.messages import Anchor, Terms
 
 PATH = "models/strokes/1/gateway/manifest.json"
@@ -94,6 +96,20 @@ def test_what_both_repositories_list_for_this_device_is_trusted(ask: Callable[..
     assert (verdict.terms, verdict.path, verdict.length) == (TERMS, PATH, len(b"manifest"))
     assert len(verdict.sha256) == 64
     assert ask() == verdict
+
+
+def test_the_process_that_judges_takes_no_module_from_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tuf.py").write_text("raise SystemExit('taken over')")
+    (tmp_path / "anchor.json").write_bytes(codec.encode(ANCHOR))
+    monkeypatch.chdir(tmp_path)
+
+    verdict = ask_child(
+        anchor=tmp_path / "anchor.json", trust=tmp_path / "trust", spool=tmp_path / "spool", device="watch-1"
+    )
+
+    assert verdict.later, verdict
 
 
 def newer(counter: int) -> Terms:

@@ -55,6 +55,54 @@ def damaged() -> bytes:
     return bytes(data)
 
 
+def with_members(make: Callable[[str], bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
+    """Return an archive whose members are what `make` returns for their names."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        for name in ("X", "y", "group", "labels"):
+            archive.writestr(f"{name}.npy", make(name))
+    return file.getvalue()
+
+
+def raw_member() -> bytes:
+    """Return a part whose arrays are not in NumPy's format."""
+    return with_members(lambda _: b"raw")
+
+
+def huge(rows: int) -> bytes:
+    """Return a part whose arrays say that they have so many rows."""
+
+    def header(_: str) -> bytes:
+        file = io.BytesIO()
+        tree = {"descr": "<f4", "fortran_order": False, "shape": (rows,)}
+        np.lib.format.write_array_header_1_0(file, tree)
+        return file.getvalue()
+
+    return with_members(header)
+
+
+def damaged_lzma() -> bytes:
+    """Return a part with flipped bytes in data that LZMA compressed."""
+    data = bytearray(with_members(lambda _: bytes(range(256)) * 50, zipfile.ZIP_LZMA))
+    data[60:80] = b"\xff" * 20
+    return bytes(data)
+
+
+def encrypted() -> bytes:
+    """Return a part whose first member says that it is encrypted."""
+    data = bytearray(npz())
+    data[6] |= 1
+    data[data.index(b"PK\x01\x02") + 8] |= 1
+    return bytes(data)
+
+
+def impossible_label() -> bytes:
+    """Return a part with a label of a character that there is not."""
+    labels = np.array(["a", "b"])
+    labels.view(np.uint32)[1] = 0x7FFFFFFF
+    return npz(labels=labels)
+
+
 def test_a_good_part_is_read() -> None:
     rows = parse_part(npz())
     assert (rows.x.shape, rows.y.tolist(), rows.labels) == ((4, 5, 2), [0, 1, 1, 0], ("a", "b"))
@@ -79,6 +127,15 @@ def test_a_good_part_is_read() -> None:
         (lambda: npz(labels=np.array(["a", "a"])), "different names"),
         (lambda: npz(labels=np.array([["a", "b"]])), "different names"),
         (lambda: npz(y=np.array([0, 1, 1, "x"], dtype=object)), "plain arrays"),
+        (raw_member, "numpy.savez"),
+        (lambda: huge(10**13), "plain arrays"),
+        (lambda: huge(10**30), "plain arrays"),
+        (damaged_lzma, "plain arrays"),
+        (encrypted, "encrypted"),
+        (impossible_label, "printable"),
+        (lambda: npz(labels=np.array(["a", "\ud800"])), "printable"),
+        (lambda: npz(labels=np.array(["a", "b\x1b[2J"])), "printable"),
+        (lambda: npz(labels=np.array(["a", "b" * 101])), "1 to 100"),
     ],
 )
 def test_what_is_not_a_part_is_refused_in_one_line(data: Callable[[], bytes], words: str) -> None:

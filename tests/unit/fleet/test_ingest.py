@@ -130,6 +130,27 @@ def test_a_gap_that_does_not_begin_at_its_own_number_accounts_for_that_number_al
     assert say(plane, [entry(1, "window", window(0)), entry(2, "gap", codec.encode(gap))]).up_to == 2
 
 
+def test_a_gap_that_counts_more_than_its_range_is_one_lost_entry(plane: Plane) -> None:
+    gap = messages.Gap(kind="window", first=1, last=2, count=(1 << 63) - 1, reason="quota")
+    assert say(plane, [entry(1, "gap", codec.encode(gap))]).up_to == 1
+    with plane.readers() as session:
+        # a sum over such counts would not fit a column, and no operator could read the account any more
+        assert session.scalar(select(func.sum(Gap.count))) == 1
+
+
+def test_a_window_with_more_correct_than_labelled_rows_is_a_gap(plane: Plane) -> None:
+    report = WindowReport("ab" * 8, "cd" * 8, 0, 0, 10, 10, 5, 6, 1, 2, ((10,),))
+    assert say(plane, [entry(1, "window", encode_report(report))]).up_to == 1
+    with plane.readers() as session:
+        assert session.scalars(select(Window)).all() == []
+        assert "correct" in session.scalars(select(Gap.reason)).one()
+
+
+def test_a_deployment_event_with_a_number_that_no_float_holds_is_a_gap(plane: Plane, deployment: str) -> None:
+    body = json.dumps(json.loads(moved(deployment, "committed")) | {"measured": {"p50": 10**400}}).encode()
+    assert say(plane, [entry(1, "deployment", body), entry(2, "window", window(0))]).up_to == 2
+
+
 def test_an_entry_of_a_kind_from_the_future_is_acknowledged_and_told(plane: Plane) -> None:
     assert say(plane, [entry(1, "poem", b"{}")]).up_to == 1
     assert "'poem'" in texts(plane, "refused")[0]

@@ -1,5 +1,6 @@
 """The planner's decisions, without a database."""
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -202,6 +203,14 @@ def test_each_device_is_in_at_most_one_wave_and_the_same_in_any_order(
 def test_waves_that_cannot_be_made_are_refused(requests: list[WaveRequest], words: str) -> None:
     with pytest.raises(Rejected, match=words):
         spread(requests, FLEET, seed="watch-1")
+
+
+def test_many_devices_by_name_are_no_more_work_than_that() -> None:
+    fleet = [Candidate(f"gull-{number}", "x86-64-gateway") for number in range(20_000)]
+    began = time.monotonic()
+    (wave,) = spread([WaveRequest("all", devices=tuple(one.name for one in fleet))], fleet, seed="watch-1")
+    assert len(wave) == 20_000
+    assert time.monotonic() - began < 2
 
 
 def test_a_rollout_to_nobody_is_refused_with_the_reasons() -> None:

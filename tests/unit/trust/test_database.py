@@ -1,5 +1,6 @@
 """The database, the settings and the home folder."""
 
+import stat
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -114,9 +115,22 @@ def test_settings_of_another_form_are_refused(tmp_path: Path, text: str, said: s
         load_settings(tmp_path)
 
 
-def test_two_listeners_need_two_ports() -> None:
-    with pytest.raises(Rejected, match="another port"):
-        Settings(project="watch", port=8443, pages_port=8443)
+@pytest.mark.parametrize("setting", ["pages_port", "broker_port"])
+def test_two_listeners_need_two_ports(setting: str) -> None:
+    settings = Settings(project="watch")
+    with pytest.raises(Rejected, match="different"):
+        replace(settings, port=getattr(settings, setting))
+
+
+def test_a_project_leaves_room_for_the_names_of_devices() -> None:
+    with pytest.raises(Rejected, match="at most 32"):
+        Settings(project="p" * 33)
+
+
+def test_a_broker_s_password_is_in_no_refusal() -> None:
+    with pytest.raises(Rejected, match="mqtt://HOST:PORT") as refusal:
+        Settings(project="watch", broker="mqtt://user:secret@host")
+    assert "secret" not in str(refusal.value)
 
 
 def test_an_ipv6_host_is_written_in_brackets() -> None:
@@ -134,6 +148,32 @@ def test_a_home_folder_is_one_only_when_it_is_finished(tmp_path: Path) -> None:
     assert open_home(home.path) == home
     with pytest.raises(Rejected, match="expected no home folder yet"):
         create_home(home.path)
+
+
+def test_a_home_folder_after_its_ceremony_is_never_made_again(tmp_path: Path) -> None:
+    home = create_home(tmp_path / "home")
+    home.anchor.write_bytes(b"{}")
+
+    with pytest.raises(Rejected, match="expected no home folder yet"):
+        create_home(home.path)
+
+
+def test_a_folder_that_was_open_to_others_is_closed_when_it_becomes_a_home(tmp_path: Path) -> None:
+    folder = tmp_path / "home"
+    folder.mkdir(mode=0o755)
+
+    create_home(folder)
+
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"\xff"])
+def test_an_operator_token_that_is_damaged_lets_nobody_in(tmp_path: Path, content: bytes) -> None:
+    home = create_home(tmp_path / "home")
+    (home.path / "operator.token").write_bytes(content)
+
+    with pytest.raises(Broken, match=r"operator\.token"):
+        home.operator_token()
 
 
 def test_readers_cannot_be_used_to_write_by_mistake(plane: Plane) -> None:

@@ -95,6 +95,14 @@ def test_an_invitation_that_cannot_be_meant_is_refused(grants: dict[str, Any], s
         Invitation(profile=PROFILE, **grants)
 
 
+def test_a_name_that_no_certificate_can_hold_is_refused_before_a_token_is_given_out(
+    founded: Plane, session: Session
+) -> None:
+    with pytest.raises(Rejected, match="at most 64"):
+        invite(founded, session, name="a" * 63)
+    assert not session.scalars(select(ClaimToken)).all()
+
+
 def test_the_advertised_broker_is_what_devices_are_told(founded: Plane, session: Session, csr: str) -> None:
     from dataclasses import replace
 

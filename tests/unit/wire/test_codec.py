@@ -38,6 +38,13 @@ def test_a_wrong_item_is_named_by_its_place() -> None:
         codec.decode(Outbox, b'{"epoch":"a","entries":[{}]}')
 
 
+@pytest.mark.parametrize("number", [10**400, float("nan"), float("inf")])
+def test_a_number_that_is_not_finite_is_refused_from_any_parser(number: float) -> None:
+    tree = {"sequence": 1, "kind": "gap", "event_time": number, "crc": 7, "body": ""}
+    with pytest.raises(Rejected, match=r"Entry\.event_time: expected a finite number"):
+        codec.from_tree(Entry, tree)
+
+
 def test_a_whole_number_stands_for_a_float() -> None:
     tree = {
         "version": 1, "online": True, "state": "idle", "agent": "0", "profile": "p", "runtime": "r",

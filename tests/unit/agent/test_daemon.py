@@ -1,0 +1,115 @@
+"""The daemon's conversation: what is heard is durable before the broker hears so, and nothing said wrong is final."""
+
+import threading
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from paho.mqtt.client import Client, MQTTv5
+from paho.mqtt.enums import CallbackAPIVersion
+
+from agent.assignment import Inbox, gather
+from agent.config import Config
+from agent.daemon import Daemon
+from agent.identity import Identity, StateFolder
+from agent.link import Heard
+from skerry.errors import Broken, Unavailable
+from skerry.wire import codec, topics
+from skerry.wire.messages import Anchor, Assign
+
+ANCHOR = Anchor(project="watch", image_root="{}", director_root="{}", server_ca="")
+IDENTITY = Identity(
+    project="watch",
+    device="watch-1",
+    profile="gateway",
+    runtime="onnxruntime",
+    architecture="x86_64",
+    broker="mqtt://127.0.0.1:1",
+    server="https://127.0.0.1:1",
+)
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Daemon:
+    """A daemon that has not been started."""
+    folder = StateFolder(tmp_path)
+    folder.keep(IDENTITY, anchor=codec.encode(ANCHOR), key=b"", certificate="", broker_ca="")
+    return Daemon(folder, Config())
+
+
+def test_an_assignment_that_the_disk_refused_is_kept_before_it_is_settled(
+    daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settled: list[str] = []
+    daemon._link.heard.put(Heard(name="assign", payload=b"{}", settle=lambda: settled.append("assign")))
+
+    def refuse(*_: Any) -> None:
+        raise Broken("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("agent.assignment.write_durably", refuse)
+        daemon._converse()
+        assert (settled, daemon._problem()) == ([], "disk full")
+    daemon._converse()
+
+    assert (settled, daemon._problem()) == (["assign"], "")
+    assert Inbox(tmp_path).pending() == b"{}"
+
+
+def test_an_artifact_that_would_fill_the_disk_is_not_fetched(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifact = SimpleNamespace(files=[SimpleNamespace(length=1000)])
+    needed = 2 * 1000 + Config().quota_bytes
+    for free, fits in ((needed, True), (needed - 1, False)):
+        monkeypatch.setattr("agent.effects.shutil.disk_usage", lambda _path, free=free: SimpleNamespace(free=free))
+        with nullcontext() if fits else pytest.raises(Broken, match=f"expected {needed} bytes free"):
+            daemon._effects._check_room(artifact)  # type: ignore[arg-type] # all that it looks at
+
+
+def test_a_farewell_that_cannot_be_said_stops_nothing(daemon: Daemon) -> None:
+    link = daemon._link
+    link._client = Client(CallbackAPIVersion.VERSION2, protocol=MQTTv5)  # cut off, and not yet noticed
+    link._up.set()
+    link._thread = threading.Thread(target=link._stop.wait, daemon=True)
+    link.start()
+
+    link.stop(b"farewell")
+
+    assert not link._thread.is_alive()
+
+
+def test_a_cleared_topic_is_no_assignment(tmp_path: Path) -> None:
+    inbox = Inbox(tmp_path)
+    inbox.offer(b"{}")
+    inbox.decided(b"{}")
+
+    assert not inbox.offer(b"")
+    assert inbox.pending() is None
+
+
+class Broker:
+    """A broker whose index is whatever somebody wrote there."""
+
+    def __init__(self, index: bytes) -> None:
+        self._index = index
+
+    def fetch_retained(self, wanted: Any, *, timeout_s: float) -> dict[str, bytes]:
+        assert timeout_s > 0
+        return {topic: self._index for topic in wanted if topic == topics.tuf("watch", "index")}
+
+
+@pytest.mark.parametrize("index", [b"", b"garbage", b"[]"])
+def test_an_index_that_says_nothing_is_asked_for_again(tmp_path: Path, index: bytes) -> None:
+    payload = codec.encode(Assign(metadata={"targets": "{}"}))
+
+    with pytest.raises(Unavailable, match="image repository"):
+        gather(
+            Broker(index),
+            payload,
+            project="watch",
+            spool=tmp_path / "spool",
+            trust=tmp_path / "trust",
+            anchor_root="{}",
+            timeout_s=1.0,
+        )

@@ -1,0 +1,66 @@
+"""After a restart the windows of years are read in bites, so that the server still stops and rollouts go on."""
+
+import json
+
+import pytest
+
+from control_plane import fleet_drift
+from control_plane.plane import Plane
+from control_plane.schema import Build, Device, Window
+from skerry import drift
+from skerry.drift.monitor import Scalar
+
+WINDOWS = 1200
+
+
+@pytest.fixture
+def filled(plane: Plane) -> Plane:
+    """Return the plane with windows of gull under an artifact with a small monitor."""
+    scalar = Scalar(name="level", kind="numeric", reference=(25, 25, 25, 25), edges=(0.0, 1.0))
+    monitor = drift.Monitor(scalars=(scalar,), pairs=(), window_n=100)
+    manifest = plane.blobs.put(json.dumps({"monitor": monitor.to_json()}).encode())
+    now = plane.clock()
+    with plane.sessions.begin() as session:
+        session.add(
+            Build(model="m", version=1, profile="x86-64-gateway", gate="passed", manifest=manifest, built_at=now)
+        )
+        session.get_one(Device, "gull").online = True
+        session.add_all(
+            Window(
+                device="gull",
+                epoch="e1",
+                sequence=number + 1,
+                manifest=manifest[:16],
+                monitor=monitor.digest()[:16],
+                number=number,
+                start=number,
+                end=number + 1,
+                rows=100,
+                labelled=0,
+                correct=0,
+                latency_p50_us=1,
+                latency_p99_us=1,
+                crc=0,
+                tables=[[25, 25, 25, 25]],
+                merged_at=now,
+            )
+            for number in range(WINDOWS)
+        )
+    return plane
+
+
+def test_a_turn_ends_when_its_time_is_over_and_decides_only_when_all_is_read(
+    filled: Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet_drift, "READING_S", 0.0)
+    assert fleet_drift.tick(filled) == fleet_drift.BATCH
+    assert fleet_drift.view(filled).fleets == ()
+    assert fleet_drift.tick(filled) == fleet_drift.BATCH
+    assert fleet_drift.tick(filled) == WINDOWS - 2 * fleet_drift.BATCH
+    (fleet,) = fleet_drift.view(filled).fleets
+    assert fleet.devices == 1
+
+
+def test_a_server_that_stops_does_not_wait_for_the_reading(filled: Plane) -> None:
+    filled.stopping.set()
+    assert fleet_drift.tick(filled) == fleet_drift.BATCH
