@@ -121,19 +121,21 @@ def _take_outbox(session: Session, device: Device, payload: bytes, now: datetime
         session.add(row)
 
     mark = Mark(row.up_to, frozenset(map(int, row.beyond)))
-    conflict = False
+    conflicts: list[int] = []
     for entry in outbox.entries:
         if is_new(mark, entry.sequence):
             through = _merge(session, device.name, outbox.epoch, entry, now)
             mark = take(mark, entry.sequence, through=through)
             row.merged += 1
         elif _differs(session, device.name, outbox.epoch, entry):
-            conflict = True
+            conflicts.append(entry.sequence)
             _keep_conflict(session, row, entry)
         else:
             row.repeated += 1
     row.up_to, row.beyond = mark.up_to, {str(number): 1 for number in sorted(mark.beyond)}
-    return messages.Ack(epoch=outbox.epoch, up_to=mark.up_to, new_epoch=conflict)
+    # what conflicts is not acknowledged: the device says it again, under its new epoch
+    heard = min([mark.up_to, *(number - 1 for number in conflicts)])
+    return messages.Ack(epoch=outbox.epoch, up_to=heard, new_epoch=bool(conflicts))
 
 
 def _merge(session: Session, device: str, epoch: str, entry: messages.Entry, now: datetime) -> int:
