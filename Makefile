@@ -30,7 +30,7 @@ demo: setup
 	@$(BIN)/python -m demo $(DEMO_ARGS)
 
 test: setup
-	@$(BIN)/python -m pytest $(T)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(T)
 
 lint: setup
 	@$(BIN)/ruff format --check .

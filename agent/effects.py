@@ -15,7 +15,7 @@ from agent.engine import Engine, Running
 from agent.fetch import Retained, fetch_files
 from agent.identity import Identity, StateFolder
 from agent.lifecycle import MAX_ATTEMPTS, Effect, Event, Good, Grant, Kind, State
-from agent.observe import Observer, read_monitor, read_outputs
+from agent.observe import Observer, read_monitor, read_seen
 from agent.trial import Terms as TrialTerms
 from skerry.delivery.partial import PartialFile
 from skerry.delivery.slots import MANIFEST, Slots
@@ -182,9 +182,10 @@ class DeviceEffects:
         inputs, expected = self._golden(name, manifest)
         observer = Observer(manifest, digest=grant.manifest, number=0)
         for row in range(len(next(iter(inputs.values())))):
-            outputs = running.session.run({key: values[row : row + 1] for key, values in inputs.items()})
+            given = {key: values[row : row + 1] for key, values in inputs.items()}
+            outputs = running.session.run(given)
             compare(outputs, {key: values[row : row + 1] for key, values in expected.items()}, manifest.tolerances)
-            observer.add(read_outputs(manifest, outputs), truth=None, latency_us=0, event_time=0)
+            observer.add(read_seen(manifest, {**given, **outputs}), truth=None, latency_us=0, event_time=0)
         self._prepared = running
         return Event(Kind.REPLAYED)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from agent.config import Config
-from agent.observe import Latencies, Observer, Seen, read_outputs
+from agent.observe import Latencies, Observer, Seen, read_seen
 from agent.outbox import OutboxFile, decode_open, encode_open
 from agent.source import Sample, Source
 from agent.trial import Decision, Terms, Trial
@@ -134,9 +134,10 @@ class Engine:
             return self._without_input(str(error))
         try:
             began = time.perf_counter_ns()
-            outputs = running.session.run({manifest.inputs[0].name: sample.values})
+            inputs = {manifest.inputs[0].name: sample.values}
+            outputs = running.session.run(inputs)
             latency_us = (time.perf_counter_ns() - began) / 1000
-            seen = read_outputs(manifest, outputs)
+            seen = read_seen(manifest, {**inputs, **outputs})
         except Rejected as error:
             if not _finite(sample):
                 return self._without_input(f"input: expected finite values, got NaN or infinity; {error}")

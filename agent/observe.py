@@ -22,25 +22,32 @@ _LATENCY_BINS = 26 * _BINS_PER_OCTAVE  # up to a minute
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What the model said about one row."""
+    """What is watched of one row; `prediction` is empty where the model is no classifier."""
 
     features: tuple[float, ...]
-    prediction: str
-    confidence: float
+    prediction: str = ""
+    confidence: float = 0.0
+
+    @property
+    def scalars(self) -> tuple[float | str, ...]:
+        """The values in the monitor's order."""
+        return (*self.features, self.prediction, self.confidence) if self.prediction else self.features
 
 
-def read_outputs(manifest: Manifest, outputs: Mapping[str, Any]) -> Seen:
-    """Return the features, the label and the confidence in a model's outputs, by the manifest's `observe`.
+def read_seen(manifest: Manifest, tensors: Mapping[str, Any]) -> Seen:
+    """Return what is watched, by the manifest's `observe`, among a model's inputs and outputs by name.
 
     Raises:
-        Rejected: an output is missing, of another size, or not finite: the artifact is at fault.
+        Rejected: a tensor is missing, of another size, or not finite: the artifact is at fault.
     """
     try:
-        chances = outputs[manifest.observe["probabilities"]].ravel().tolist()
-        name = manifest.observe.get("features")
-        features = outputs[name].ravel().tolist() if name else []
+        watched = {what: tensors[name] for what, name in manifest.observe.items() if name}
     except KeyError as error:
-        raise Rejected(f"model: expected an output named {error}, got {', '.join(outputs)}") from error
+        raise Rejected(f"model: expected a tensor named {error}, got {', '.join(tensors)}") from error
+    features = watched["features"].ravel().tolist() if "features" in watched else []
+    if "probabilities" not in watched:
+        return Seen(features=tuple(features))
+    chances = watched["probabilities"].ravel().tolist()
     if len(chances) != len(manifest.labels):
         raise Rejected(f"model: expected {len(manifest.labels)} probabilities, got {len(chances)}")
     confidence = max(chances)
@@ -55,7 +62,8 @@ def read_monitor(manifest: Manifest) -> Monitor:
         monitor = Monitor.from_json(manifest.monitor)
     except MonitorRejected as error:
         raise Rejected(f"manifest: {error}") from error
-    if [scalar.name for scalar in monitor.scalars[-2:]] != [PREDICTION, CONFIDENCE]:
+    classifies = bool(manifest.observe.get("probabilities"))
+    if classifies and [scalar.name for scalar in monitor.scalars[-2:]] != [PREDICTION, CONFIDENCE]:
         names = ", ".join(scalar.name for scalar in monitor.scalars[-2:])
         raise Rejected(f"manifest: expected {PREDICTION} and {CONFIDENCE} as its last scalars, got {names}")
     return monitor
@@ -111,14 +119,14 @@ class Observer:
     def add(self, seen: Seen, *, truth: str | None, latency_us: float, event_time: float) -> None:
         """Count one inference; raises `Rejected` when the outputs are not what the monitor watches."""
         try:
-            self._counter.add((*seen.features, seen.prediction, seen.confidence))
+            self._counter.add(seen.scalars)
         except MonitorRejected as error:
             raise Rejected(f"model: its outputs do not fit the monitor: {error}") from error
         if self.rows == 0:
             self._start = int(event_time)
         self._latencies.add(latency_us)
         self.rows += 1
-        if truth is not None:
+        if truth is not None and seen.prediction:
             self._labelled += 1
             self._correct += truth == seen.prediction
 

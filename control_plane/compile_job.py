@@ -4,11 +4,12 @@ A version that follows another is gated against that one on the labelled windows
 `gate`), where there are any.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -22,13 +23,21 @@ from control_plane.store import Blobs
 from control_plane.train_job import job_key
 from skerry.errors import Rejected
 
-if TYPE_CHECKING:
-    from converters.samples import Samples
-
 MANIFEST = "manifest.json"
+WORKERS = 2
+"""How many tasks the control plane's pool does at once, by default."""
 
 
-def ask(session: Session, *, model: str, version: int, profiles: Sequence[str], window_n: int, now: datetime) -> Job:
+def ask(
+    session: Session,
+    *,
+    model: str,
+    version: int,
+    profiles: Sequence[str],
+    window_n: int,
+    now: datetime,
+    budget_s: float = 600.0,
+) -> Job:
     """Ask for the builds of a model version; the same question again is the same job.
 
     Raises:
@@ -55,6 +64,7 @@ def ask(session: Session, *, model: str, version: int, profiles: Sequence[str], 
         "previous": previous.bundle if previous else "",
         "previous_version": previous.version if previous else 0,
         "window_n": window_n,
+        "budget_s": budget_s,
         # of the version, not of the job: equal inputs give equal bytes
         "created": row.trained_at.strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
@@ -69,45 +79,60 @@ def ask(session: Session, *, model: str, version: int, profiles: Sequence[str], 
 
 
 def tasks(parameters: jobs.Parameters) -> list[jobs.Parameters]:
-    """Make one task per profile."""
+    """Make one task per profile; those that run side by side share the cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     shared = {name: value for name, value in parameters.items() if name != "profiles"}
+    shared["parallel"] = max(1, cores // min(WORKERS, len(parameters["profiles"])))
     return [{**shared, "profile": profile} for profile in parameters["profiles"]]
 
 
 def work(home: str, task: jobs.Parameters, log: Callable[[str], None]) -> jobs.Result:
     """Compile for one profile, in a worker process."""
-    from control_plane.training import Trained, split
+    from control_plane.bundles import bundle_rows, read_bundle, samples_of
+    from converters.artifact import report_tree
+    from converters.cache import Cache
     from converters.compile import compile_model
+    from converters.emulators import DEFAULT_FOLDER
     from firmware_profiles import load_profile
 
-    blobs = Blobs(Home(Path(home)).blobs)
-    trained = Trained.from_bytes(blobs.get(task["bundle"]))
-    calibration, holdout = split(trained.recipe, _samples(blobs, task["parts"]))
-    previous = Trained.from_bytes(blobs.get(task["previous"])).network if task["previous"] else None
+    place = Home(Path(home))
+    blobs = Blobs(place.blobs)
+    bundle = read_bundle(blobs.get(task["bundle"]))
+    calibration, holdout = bundle_rows(bundle, blobs, task["parts"])
+    previous = read_bundle(blobs.get(task["previous"])).source if task["previous"] else None
     gated = bool(previous and task["gate_parts"])
     if previous and not gated:
         log(f"{task['profile']}: no labelled windows from the field: not gated against {task['previous_version']}")
     outcome = compile_model(
-        trained.network,
+        bundle.source,
         load_profile(task["profile"]),
         name=task["model"],
         version=task["version"],
         created=task["created"],
         calibration=calibration,
         holdout=holdout,
-        field=_samples(blobs, task["gate_parts"]) if gated else None,
+        field=samples_of(blobs, task["gate_parts"]).rows(bundle.source.inputs[0].name) if gated else None,
         previous=previous if gated else None,
-        lineage={**trained.lineage, "bundle_sha256": task["bundle"]},
+        lineage={**bundle.lineage, "bundle_sha256": task["bundle"]},
         window_n=task["window_n"],
+        budget_s=task["budget_s"],
+        parallel=task["parallel"],
+        cache=Cache(place.cache),
+        emulators=DEFAULT_FOLDER.expanduser(),
         log=log,
     )
     files = {name: blobs.put(data) for name, data in (outcome.artifact or {}).items()}
+    second = {name: blobs.put(data) for name, data in (outcome.second or {}).items()}
     return {
         "profile": task["profile"],
         "gate": outcome.report.verdict,
         "manifest": files.pop(MANIFEST, ""),
         "files": files,
-        "report": outcome.report.to_json(),
+        # the other build that stays in the release where latency was a proxy: the first devices measure both
+        "report": {
+            **report_tree(outcome.report, outcome.recipes),
+            "second": {"manifest": second.pop(MANIFEST, ""), "files": second},
+        },
     }
 
 
@@ -142,13 +167,6 @@ def _previous(session: Session, row: ModelVersion) -> ModelVersion | None:
         session.scalars(earlier.where(ModelVersion.version.in_(released)).order_by(newest_first).limit(1)).first()
         or session.scalars(earlier.order_by(newest_first).limit(1)).first()
     )
-
-
-def _samples(blobs: Blobs, digests: Sequence[str]) -> "Samples":
-    from converters.samples import check_samples
-
-    rows = datasets.load(blobs, digests)
-    return check_samples(rows.x, rows.y, rows.group, labels=len(rows.labels))
 
 
 KIND = jobs.Kind(tasks=tasks, work=work, finish=finish)

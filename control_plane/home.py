@@ -5,6 +5,7 @@ VERSION         the number of this layout; a newer one is refused
 settings.toml   what the operator may edit
 skerry.db       the database
 blobs/          content-addressed bytes, named by SHA-256
+cache/          results of earlier compilations, by content; may be deleted at any time
 keys/           online TUF keys
 ca/             the device CA, the server CA, the server's certificate
 anchor.json     what join strings pin; written once, by the key ceremony
@@ -46,6 +47,11 @@ class Home:
     def blobs(self) -> Path:
         """The folder of the object store."""
         return self.path / "blobs"
+
+    @property
+    def cache(self) -> Path:
+        """The folder of results of earlier compilations."""
+        return self.path / "cache"
 
     @property
     def keys(self) -> Path:

@@ -52,40 +52,56 @@ def job_key(kind: str, parameters: dict[str, Any]) -> str:
 
 def work(home: str, task: jobs.Parameters, log: Callable[[str], None]) -> jobs.Result:
     """Train, in a worker process; return the blob of what was trained and its figures."""
-    from control_plane.training import recipe_from, train
+    from control_plane.bundles import read_bundle
+    from control_plane.training import Recipe, recipe_from, train
+    from control_plane.tree_training import train_trees
 
     blobs = Blobs(Home(Path(home)).blobs)
     rows = datasets.load(blobs, task["parts"])
-    trained = train(recipe_from(task["recipe"]), rows.x, rows.y, rows.group, labels=rows.labels, log=log)
+    recipe = recipe_from(task["recipe"])
+    data = (rows.x, rows.y, rows.group)
+    if isinstance(recipe, Recipe):
+        written = train(recipe, *data, labels=rows.labels, log=log).to_bytes()
+    else:
+        written = train_trees(recipe, *data, labels=rows.labels, log=log).to_bytes()
+    bundle = read_bundle(written)
     return {
-        "bundle": blobs.put(trained.to_bytes()),
-        "recipe": json.loads(json.dumps(asdict(trained.recipe))),
-        "metrics": {**trained.metrics, "lineage": trained.lineage},
+        "bundle": blobs.put(written),
+        "recipe": json.loads(json.dumps(bundle.recipe)),
+        "metrics": {**bundle.metrics, "lineage": bundle.lineage},
     }
 
 
 def finish(session: Session, task: jobs.Parameters, results: list[jobs.Result], now: datetime) -> jobs.Result:
     """Write the new version."""
     (trained,) = results
-    model = task["model"]
+    return add_version(session, trained, model=task["model"], dataset=task["dataset"], parts=task["parts"], now=now)
+
+
+def add_version(
+    session: Session, made: jobs.Result, *, model: str, dataset: str, parts: list[str], now: datetime
+) -> jobs.Result:
+    """Write the next version of a model, trained or brought along, and return the result of its job."""
     newest = session.scalar(select(func.max(ModelVersion.version)).where(ModelVersion.model == model)) or 0
     version = newest + 1
     session.add(
         ModelVersion(
             model=model,
             version=version,
-            dataset=task["dataset"],
-            parts=task["parts"],
-            recipe=trained["recipe"],
-            metrics=trained["metrics"],
-            bundle=trained["bundle"],
+            dataset=dataset,
+            parts=parts,
+            recipe=made["recipe"],
+            metrics=made["metrics"],
+            bundle=made["bundle"],
             trained_at=now,
         )
     )
-    accuracy = trained["metrics"]["accuracy"]
-    text = f"{model} {version} is trained: accuracy {accuracy:.3f} on held-out groups"
+    done = "trained" if dataset else "imported"
+    accuracy = made["metrics"].get("accuracy")
+    known = "its samples have no truth" if accuracy is None else f"accuracy {accuracy:.3f} on held-out rows"
+    text = f"{model} {version} is {done}: {known}"
     record(session, "model", f"{model} {version}", text, model=model, version=version, accuracy=accuracy)
-    return {"model": model, "version": version, "metrics": trained["metrics"]}
+    return {"model": model, "version": version, "metrics": made["metrics"]}
 
 
 KIND = jobs.Kind(tasks=lambda parameters: [parameters], work=work, finish=finish)

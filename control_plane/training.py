@@ -9,8 +9,8 @@ import hashlib
 import platform
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import asdict, dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -20,8 +20,12 @@ from skerry.errors import Rejected
 from skerry.runtimes.arrays import pack, unpack
 from skerry.wire import codec
 
-KINDS = ("window-features-mlp",)
+if TYPE_CHECKING:
+    from control_plane.tree_training import TreeRecipe
+
+KINDS = ("window-features-mlp", "trees")
 FORMAT = "skerry-trained-1"
+R = TypeVar("R", "Recipe", "TreeRecipe")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +47,7 @@ class Recipe:
     validation_share: float = 0.14
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
+        if self.kind != KINDS[0]:
             raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {self.kind!r}")
         if not self.features or set(self.features) - set(FEATURES) or len(set(self.features)) != len(self.features):
             raise ValueError(f"features: expected distinct ones of {', '.join(FEATURES)}, got {list(self.features)}")
@@ -84,7 +88,7 @@ class Trained:
                 raise Rejected(f"trained model: expected the format {FORMAT}, got {text['format']!r}")
             return Trained(
                 network=Network.from_bytes(arrays["network"].tobytes()),
-                recipe=recipe_from(text["recipe"]),
+                recipe=_recipe_of(Recipe, text["recipe"]),
                 metrics=dict(text["metrics"]),
                 lineage=dict(text["lineage"]),
             )
@@ -92,31 +96,42 @@ class Trained:
             raise Rejected(f"trained model: expected {FORMAT}, got an npz with {sorted(arrays)[:6]}") from error
 
 
-def recipe_from(tree: dict[str, Any]) -> Recipe:
+def recipe_from(tree: dict[str, Any]) -> "Recipe | TreeRecipe":
     """Return the recipe of a JSON object, defaults filled in; raises `Rejected` on unknown keys and wrong values."""
-    known = Recipe.__dataclass_fields__
+    from control_plane.tree_training import KIND, TreeRecipe
+
+    return _recipe_of(TreeRecipe, tree) if tree.get("kind") == KIND else _recipe_of(Recipe, tree)
+
+
+def _recipe_of(kind: type[R], tree: dict[str, Any]) -> R:
+    known = [field.name for field in fields(kind)]
     unknown = sorted(set(tree) - set(known))
     if unknown:
         # elsewhere an unknown key is a newer peer's; here it is a misspelt option that would silently do nothing
         raise Rejected(f"recipe: expected keys of {', '.join(known)}, got {', '.join(unknown)}")
-    return codec.from_tree(Recipe, tree)
+    return codec.from_tree(kind, tree)
 
 
-def split(recipe: Recipe, samples: Samples) -> tuple[Samples, Samples]:
+def split(recipe: "Recipe | TreeRecipe", samples: Samples, *, labels: Sequence[str] = ()) -> tuple[Samples, Samples]:
     """Return (learnt, held out): the rows of other groups, and those of the recipe's validation groups.
 
     Raises:
-        Rejected: there are not two groups, or a validation group has no rows, or none would be left to learn from.
+        Rejected: there are not two groups, or a validation group has no rows, or none would be left to learn from, or
+            one of `labels` would have no row to learn from.
     """
     present = np.unique(samples.groups)
-    chosen = np.asarray(_validation_groups(recipe, present))
+    chosen = np.asarray(validation_groups(recipe, present))
     missing = np.setdiff1d(chosen, present)
     if len(missing):
         raise Rejected(f"validation_groups: expected some of {present.tolist()}, got {missing.tolist()} without rows")
     held_out = np.isin(samples.groups, chosen)
     if held_out.all():
         raise Rejected(f"validation_groups: expected a group to learn from, got all of {present.tolist()} held out")
-    return samples.where(~held_out), samples.where(held_out)
+    learnt = samples.where(~held_out)
+    absent = [name for index, name in enumerate(labels) if not np.any(learnt.truth == index)]
+    if absent:
+        raise Rejected(f"training data: expected rows of each label, got none to learn from of {', '.join(absent)}")
+    return learnt, samples.where(held_out)
 
 
 def train(
@@ -143,20 +158,20 @@ def train(
             groups or channels are not those of the data.
     """
     names = tuple(labels)
-    samples = check_samples(windows, truth, groups, labels=len(names), what="training data")
-    recipe = _completed(recipe, samples)
-    learnt, held_out = split(recipe, samples)
-    absent = [name for index, name in enumerate(names) if not np.any(learnt.truth == index)]
-    if absent:
-        raise Rejected(f"training data: expected rows of each label, got none to learn from of {', '.join(absent)}")
-
+    samples = prepare(windows, truth, groups, labels=names)
+    recipe = replace(
+        recipe,
+        channels=channel_names(recipe.channels, samples),
+        validation_groups=validation_groups(recipe, np.unique(samples.groups)),
+    )
+    learnt, held_out = split(recipe, samples, labels=names)
     log(f"training on {len(learnt)} windows of groups {np.unique(learnt.groups).tolist()}")
     pipeline = fit(recipe, learnt)
     network = network_of(pipeline, recipe=recipe, steps=samples.windows.shape[1], labels=names)
     metrics = _metrics(network, learnt, held_out)
     held = f"held-out groups {list(recipe.validation_groups)}"
     log(f"{held}: accuracy {metrics['accuracy']:.3f} on {len(held_out)} windows")
-    return Trained(network=network, recipe=recipe, metrics=metrics, lineage=_lineage(recipe, samples))
+    return Trained(network=network, recipe=recipe, metrics=metrics, lineage=lineage_of(recipe, samples))
 
 
 def fit(recipe: Recipe, learnt: Samples) -> Any:
@@ -199,7 +214,13 @@ def network_of(pipeline: Any, *, recipe: Recipe, steps: int, labels: tuple[str, 
     )
 
 
-def _validation_groups(recipe: Recipe, present: Array) -> tuple[int, ...]:
+def prepare(windows: Array, truth: Array, groups: Array, *, labels: Sequence[str]) -> Samples:
+    """Return arrays as samples to train on; raises `Rejected` when they do not fit each other or the labels."""
+    return check_samples(windows, truth, groups, labels=len(labels), what="training data")
+
+
+def validation_groups(recipe: "Recipe | TreeRecipe", present: Array) -> tuple[int, ...]:
+    """Return the groups to hold out: those that the recipe names, or a share of those present, drawn with its seed."""
     if recipe.validation_groups:
         return recipe.validation_groups
     if len(present) < 2:
@@ -209,13 +230,13 @@ def _validation_groups(recipe: Recipe, present: Array) -> tuple[int, ...]:
     return tuple(sorted(drawn.tolist()))
 
 
-def _completed(recipe: Recipe, samples: Samples) -> Recipe:
+def channel_names(named: tuple[str, ...], samples: Samples) -> tuple[str, ...]:
+    """Return the names of the channels of windows, numbered where a recipe names none."""
     width = samples.windows.shape[2]
-    channels = recipe.channels or tuple(f"axis{number}" for number in range(1, width + 1))
+    channels = named or tuple(f"axis{number}" for number in range(1, width + 1))
     if len(channels) != width or len(set(channels)) != width:
         raise Rejected(f"channels: expected {width} distinct names, got {list(channels)}")
-    groups = _validation_groups(recipe, np.unique(samples.groups))
-    return replace(recipe, channels=channels, validation_groups=groups)
+    return channels
 
 
 def _metrics(network: Network, learnt: Samples, held_out: Samples) -> dict[str, Any]:
@@ -231,7 +252,8 @@ def _metrics(network: Network, learnt: Samples, held_out: Samples) -> dict[str, 
     }
 
 
-def _lineage(recipe: Recipe, samples: Samples) -> dict[str, str]:
+def lineage_of(recipe: "Recipe | TreeRecipe", samples: Samples) -> dict[str, str]:
+    """Return where a model comes from: digest of the data, digest of the recipe, versions of the tools."""
     import sklearn
 
     data = hashlib.sha256()

@@ -1,9 +1,13 @@
-"""A model in, candidate artifacts out: writers, quantisers, checks and measurement.
+"""A model in, candidate artifacts out: sources, writers, checks, measurement, the gate and the evidence.
 
-network         what was trained, without a framework; its NumPy forward pass is the reference
-onnx_writer     network -> ONNX                          tflite_writer   network -> TFLite
-candidates      which precisions a runtime has           quantise        integers for the dense part
-checks          a model file is hostile input            measure         every row through the runtime, in a child
-gate            measurements and budgets -> verdict      artifact        what passed, as files with a manifest
-compile         all of it, for one network and one profile
+source, normalise   a stranger's ONNX or TFLite file, or what was trained, as one float graph with its faces
+trees, network      tree ensembles and feature networks as such a graph
+checks              a model file is hostile input
+candidates          which precisions a profile has; onnx_candidates and tflite/ write them, prune thins them
+attempt, measure    every row through the profile's runtime, in a child; races against the float build
+emulators/          arm64 under QEMU, a Cortex-M under QEMU; c_source writes the C that runs there
+gate, gate_report   measurements and budgets in, a verdict with its evidence out
+search, cache       which candidate next, and what was measured before
+artifact            what passed, as files with a manifest
+compile             all of it, for one model and one profile
 """

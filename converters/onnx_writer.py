@@ -18,9 +18,11 @@ from converters.samples import Array
 
 OPSET = 17
 IR_VERSION = 8
+SCALED = "scaled"
+"""The tensor at which float preprocessing ends: the scaled features."""
 
 
-class _Graph:
+class GraphBuilder:
     """Nodes and constants under construction; every method returns the name of what it added."""
 
     def __init__(self) -> None:
@@ -28,10 +30,12 @@ class _Graph:
         self.constants: list[Any] = []
 
     def constant(self, name: str, values: Array) -> str:
+        """Add a constant."""
         self.constants.append(numpy_helper.from_array(values, name))
         return name
 
     def node(self, operator: str, inputs: list[str], name: str, **attributes: Any) -> str:
+        """Add a node with one output, `name`."""
         self.nodes.append(helper.make_node(operator, inputs, [name], name=f"{operator}_{name}", **attributes))
         return name
 
@@ -46,8 +50,8 @@ def write_dynamic(network: Network) -> bytes:
     return _write(network, _dynamic_dense)
 
 
-def _write(network: Network, dense: Callable[[_Graph, Dense, str, int], str]) -> bytes:
-    graph = _Graph()
+def _write(network: Network, dense: Callable[[GraphBuilder, Dense, str, int], str]) -> bytes:
+    graph = GraphBuilder()
     value = _front(graph, network)
     for number, layer in enumerate(network.layers):
         value = dense(graph, layer, value, number)
@@ -65,8 +69,15 @@ def _write(network: Network, dense: Callable[[_Graph, Dense, str, int], str]) ->
     return bytes(model.SerializeToString(deterministic=True))
 
 
-def _front(graph: _Graph, network: Network) -> str:
+def _front(graph: GraphBuilder, network: Network) -> str:
     """Add everything from the raw window to the scaled features, and return these."""
+    features = add_features(graph, network.features, steps=network.steps)
+    centred = graph.node("Sub", [features, graph.constant("mean_of_features", network.mean)], "shifted")
+    return graph.node("Div", [centred, graph.constant("scale_of_features", network.scale)], SCALED)
+
+
+def add_features(graph: GraphBuilder, names: tuple[str, ...], *, steps: int) -> str:
+    """Add the features of `converters.network` over an input `window` of so many steps; returns `features` (1, F)."""
 
     def over_time(operator: str, value: str, name: str) -> str:
         return graph.node(operator, [value], name, axes=[1], keepdims=1)
@@ -76,18 +87,16 @@ def _front(graph: _Graph, network: Network) -> str:
             centred = graph.node("Sub", ["window", over_time("ReduceMean", "window", "centre")], "centred")
             return over_time("ReduceMean", graph.node("Abs", [centred], "deviation"), name)
         if name == "mean_abs_diff":
-            later = _slice(graph, "later", start=1, end=network.steps)
-            step = graph.node("Sub", [later, _slice(graph, "earlier", start=0, end=network.steps - 1)], "step")
+            later = _slice(graph, "later", start=1, end=steps)
+            step = graph.node("Sub", [later, _slice(graph, "earlier", start=0, end=steps - 1)], "step")
             return over_time("ReduceMean", graph.node("Abs", [step], "step_size"), name)
         return over_time({"mean": "ReduceMean", "min": "ReduceMin", "max": "ReduceMax"}[name], "window", name)
 
-    joined = graph.node("Concat", [feature(name) for name in network.features], "joined", axis=2)
-    features = graph.node("Flatten", [joined], "features", axis=1)
-    centred = graph.node("Sub", [features, graph.constant("mean_of_features", network.mean)], "shifted")
-    return graph.node("Div", [centred, graph.constant("scale_of_features", network.scale)], "scaled")
+    joined = graph.node("Concat", [feature(name) for name in names], "joined", axis=2)
+    return graph.node("Flatten", [joined], "features", axis=1)
 
 
-def _slice(graph: _Graph, name: str, *, start: int, end: int) -> str:
+def _slice(graph: GraphBuilder, name: str, *, start: int, end: int) -> str:
     bounds = [
         graph.constant(f"{name}_{part}", np.asarray([value], dtype=np.int64))
         for part, value in (("start", start), ("end", end), ("axis", 1))
@@ -95,12 +104,12 @@ def _slice(graph: _Graph, name: str, *, start: int, end: int) -> str:
     return graph.node("Slice", ["window", *bounds], name)
 
 
-def _float_dense(graph: _Graph, layer: Dense, value: str, number: int) -> str:
+def _float_dense(graph: GraphBuilder, layer: Dense, value: str, number: int) -> str:
     weights = graph.constant(f"weights_{number}", layer.weights)
     return graph.node("Gemm", [value, weights, graph.constant(f"bias_{number}", layer.bias)], f"dense_{number}")
 
 
-def _dynamic_dense(graph: _Graph, layer: Dense, value: str, number: int) -> str:
+def _dynamic_dense(graph: GraphBuilder, layer: Dense, value: str, number: int) -> str:
     # one weight scale per output: the product is scaled by it after the integer multiplication
     scale = np.maximum(np.abs(layer.weights).max(axis=0) / 127, np.finfo(np.float32).tiny).astype(np.float32)
     integers = np.clip(np.rint(layer.weights / scale), -127, 127).astype(np.int8)

@@ -1,5 +1,11 @@
-"""Labelled windows: what training, calibration, gates and golden vectors are made of."""
+"""Labelled windows for training, and rows of any model's inputs for calibration, gates and golden vectors.
 
+rows = samples.rows("window")                    # labelled windows as the rows of a model with that one input
+rows = Rows({"left": a, "right": b})             # two inputs, no truth: agreement alone will gate
+"""
+
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +30,47 @@ class Samples:
     def where(self, mask: Array) -> "Samples":
         """Return the rows that a mask or an index array selects."""
         return Samples(windows=self.windows[mask], truth=self.truth[mask], groups=self.groups[mask])
+
+    def rows(self, name: str = "window") -> "Rows":
+        """Return the windows as rows of the model input `name`."""
+        return Rows(inputs={name: self.windows}, truth=self.truth, groups=self.groups)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rows:
+    """Rows of a model's inputs: `inputs` by name, each (n, ...) without the batch of 1 that the model adds.
+
+    `truth` int64 (n,) are indices into the labels, `groups` int64 (n,) say who or what each row is from; a model that
+    was brought along may come without either, and is then gated by agreement and by the error of its outputs.
+    """
+
+    inputs: Mapping[str, Array]
+    truth: Array | None = None
+    groups: Array | None = None
+
+    def __len__(self) -> int:
+        return len(next(iter(self.inputs.values()), ()))
+
+    def where(self, mask: Array | slice) -> "Rows":
+        """Return the rows that a mask, an index array or a slice selects."""
+        return Rows(
+            inputs={name: array[mask] for name, array in self.inputs.items()},
+            truth=None if self.truth is None else self.truth[mask],
+            groups=None if self.groups is None else self.groups[mask],
+        )
+
+    def digest(self) -> str:
+        """Return the SHA-256 of everything in it."""
+        digest = hashlib.sha256()
+        for name, array in (*sorted(self.inputs.items()), ("/truth", self.truth), ("/groups", self.groups)):
+            if array is not None:
+                digest.update(f"{name} {array.dtype.str} {array.shape};".encode() + array.tobytes())
+        return digest.hexdigest()
+
+
+def join_inputs(*parts: Rows) -> dict[str, Array]:
+    """Return the inputs of the parts by name, one part after the other."""
+    return {name: np.concatenate([part.inputs[name] for part in parts]) for name in parts[0].inputs}
 
 
 def check_samples(windows: Array, truth: Array, groups: Array, *, labels: int, what: str = "samples") -> Samples:

@@ -60,6 +60,8 @@ GROUPS = (
             manifest.TensorSpec,
             manifest.Tolerance,
             profile.Profile,
+            profile.Hardware,
+            profile.TransportLimits,
             profile.Budgets,
         ),
     ),

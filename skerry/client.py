@@ -5,6 +5,7 @@ line; a server that is not there, too slow or failing is `Unavailable`. Needs `p
 """
 
 import contextlib
+import json
 import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -104,10 +105,32 @@ class Client:
         body = {"dataset": dataset, "recipe": dict(recipe)}
         return self._object("POST", f"/v1/models/{_segment(model)}/train", json=body)
 
-    def compile(self, model: str, version: int, *, profiles: Sequence[str]) -> dict[str, Json]:
-        """Start compiling for the profiles; return the job."""
+    def import_model(
+        self, model: str, file: bytes, samples: bytes, *, options: Mapping[str, Json] | None = None
+    ) -> dict[str, Json]:
+        """Start the import of an ONNX or TFLite file with its samples (.npz); return the job.
+
+        `options` may have `labels` and `feature_names` (lists of texts), and `probabilities`, `features` and `boundary`
+        (names of tensors) where they cannot be told from the file; `shapes` gives whole shapes of inputs, by name,
+        where the file leaves more than the batch open.
+        """
+        import numpy as np
+
+        from skerry.runtimes.arrays import pack
+
+        members = {"model": file, "samples": samples, "options": json.dumps(dict(options or {})).encode()}
+        body = pack({name: np.frombuffer(data, dtype=np.uint8) for name, data in members.items()})
+        return self._object("POST", f"/v1/models/{_segment(model)}/import", content=body)
+
+    def compile(
+        self, model: str, version: int, *, profiles: Sequence[str], budget_s: float | None = None
+    ) -> dict[str, Json]:
+        """Start compiling for the profiles, within `budget_s` seconds for each of them; return the job."""
         path = f"/v1/models/{_segment(model)}/versions/{version}/compile"
-        return self._object("POST", path, json={"profiles": list(profiles)})
+        body: dict[str, Json] = {"profiles": list(profiles)}
+        if budget_s is not None:
+            body["budget_s"] = budget_s
+        return self._object("POST", path, json=body)
 
     def job(self, job: int) -> dict[str, Json]:
         """Return a job with its log, result and error."""

@@ -1,5 +1,6 @@
 """Makes the application: the routers, the errors' shape, the limit on bodies, and what runs beside the requests."""
 
+import re
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from importlib.metadata import version
@@ -14,7 +15,7 @@ from control_plane.plane import Plane
 from skerry.wire.messages import VERSION as WIRE_VERSION
 
 BODY_LIMIT_BYTES = 4 << 20
-UPLOADS = "/v1/datasets/"
+UPLOADS = re.compile(r"/v1/datasets/.*|/v1/models/[^/]+/import")
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -85,7 +86,7 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         headers = dict(scope["headers"])
-        limit = self._upload_limit if scope["path"].startswith(UPLOADS) else self._limit
+        limit = self._upload_limit if UPLOADS.fullmatch(scope["path"]) else self._limit
         if b"transfer-encoding" in headers:
             answer = problems.problem(411, "body: expected a Content-Length, got a body of unknown length")
         elif int(headers.get(b"content-length", b"0")) > limit:

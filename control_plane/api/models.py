@@ -1,4 +1,4 @@
-"""Endpoints of models: train, compile, and look at what came of it; and the profiles that can be compiled for."""
+"""Endpoints of models: train, import, compile, look at what came of it; and the profiles to compile for."""
 
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -6,8 +6,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
 
-from control_plane import builds, compile_job, train_job
+from control_plane import builds, compile_job, imports, train_job
 from control_plane.api.context import Number, PlaneDep, SessionDep
+from control_plane.api.datasets import read_upload
 from control_plane.api.jobs import job_tree
 from control_plane.api.operator import require_operator
 from firmware_profiles import list_profiles, load_profile
@@ -24,11 +25,15 @@ class Training(BaseModel):
 
 
 class Compilation(BaseModel):
-    """What to compile for; `window_n` is the number of inferences in a window of the artifact's monitor."""
+    """What to compile for; `window_n` is the number of inferences in a window of the artifact's monitor.
+
+    `budget_s` bounds the search for each profile: candidates that it does not reach are reported as not run.
+    """
 
     model_config = ConfigDict(extra="forbid")
     profiles: list[Annotated[str, Field(max_length=63)]] = Field(min_length=1, max_length=64)
     window_n: int = Field(default=100, ge=10, le=100_000)
+    budget_s: float = Field(default=600.0, gt=0, le=86_400)
 
 
 @router.get("/v1/profiles")
@@ -44,6 +49,14 @@ def train(model: str, training: Training, plane: PlaneDep, session: SessionDep) 
     return job_tree(train_job.ask(session, model=model, dataset=training.dataset, recipe=training.recipe, now=now))
 
 
+@router.post("/v1/models/{model}/import")
+def import_model(
+    model: str, plane: PlaneDep, session: SessionDep, upload: Annotated[bytes, Depends(read_upload)]
+) -> dict[str, Any]:
+    """Ask for the import of an ONNX or TFLite file (`control_plane.imports`); the job's result names the version."""
+    return job_tree(imports.ask(session, plane.blobs, model=model, upload=upload, now=plane.clock()))
+
+
 @router.post("/v1/models/{model}/versions/{version}/compile")
 def compile_version(
     model: str, version: Number, compilation: Compilation, plane: PlaneDep, session: SessionDep
@@ -55,6 +68,7 @@ def compile_version(
         version=version,
         profiles=compilation.profiles,
         window_n=compilation.window_n,
+        budget_s=compilation.budget_s,
         now=plane.clock(),
     )
     return job_tree(job)

@@ -1,6 +1,7 @@
-"""`skerry profile` and `skerry model`: classes of device, training, and builds with their gates."""
+"""`skerry model` and `skerry job`: training, models brought along, and builds with their gates."""
 
 import argparse
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,7 @@ from skerry.errors import Rejected
 
 
 def add_verbs(nouns: Any) -> None:
-    """Add the verbs of profiles, models and jobs."""
-    verbs = nouns.add_parser("profile", help="classes of device").add_subparsers(
-        dest="verb", required=True, metavar="VERB"
-    )
-    verbs.add_parser("list", help="all profiles").set_defaults(run=_profiles)
-
+    """Add the verbs of models and jobs."""
     verbs = nouns.add_parser("model", help="models").add_subparsers(dest="verb", required=True, metavar="VERB")
 
     train = verbs.add_parser("train", help="train a new version by a recipe")
@@ -24,10 +20,22 @@ def add_verbs(nouns: Any) -> None:
     train.add_argument("--recipe", required=True, type=Path, metavar="FILE.toml")
     train.set_defaults(run=_train)
 
+    import_ = verbs.add_parser("import", help="bring an ONNX or TFLite file along as a new version")
+    import_.add_argument("file", type=Path)
+    import_.add_argument("--data", required=True, type=Path, metavar="SAMPLES.npz", help="an array per input (or X), y")
+    import_.add_argument("--name", default="", help="the model's name; the file's name without its ending if left out")
+    import_.add_argument("--labels", default="", metavar="A,B,C", help="the classes, in the order of the probabilities")
+    import_.add_argument("--probabilities", default="", metavar="OUTPUT", help="the output whose argmax is the label")
+    import_.add_argument("--features", default="", metavar="OUTPUT", help="the output to monitor")
+    import_.add_argument("--boundary", default="", metavar="TENSOR", help="where float preprocessing ends")
+    import_.add_argument("--shape", action="append", default=[], dest="shapes", metavar="INPUT=1,16,7")
+    import_.set_defaults(run=_import)
+
     compile_ = verbs.add_parser("compile", help="build and gate a version for profiles")
     compile_.add_argument("model")
     compile_.add_argument("version", type=int)
     compile_.add_argument("--profile", action="append", required=True, dest="profiles", metavar="PROFILE")
+    compile_.add_argument("--seconds", type=float, metavar="S", help="time for the search, for each profile")
     compile_.set_defaults(run=_compile)
 
     verbs.add_parser("list", help="all versions").set_defaults(run=_list)
@@ -48,13 +56,6 @@ def add_verbs(nouns: Any) -> None:
     job.set_defaults(run=_job)
 
 
-def _profiles(options: argparse.Namespace, session: Session) -> None:
-    with session.client() as client:
-        profiles = client.profiles()
-    columns = ("name", "architecture", "runtime", "description")
-    session.show(profiles, table(profiles, columns, empty="no profiles"))
-
-
 def _train(options: argparse.Namespace, session: Session) -> None:
     try:
         recipe = tomllib.loads(read_text(options.recipe))
@@ -67,9 +68,28 @@ def _train(options: argparse.Namespace, session: Session) -> None:
     session.show(done, f"trained {options.model} version {result['version']}")
 
 
+def _import(options: argparse.Namespace, session: Session) -> None:
+    file, samples = read_bytes(options.file), read_bytes(options.data)
+    name = options.name or re.sub(r"[^a-z0-9-]+", "-", options.file.stem.lower()).strip("-")
+    texts = {key: getattr(options, key) for key in ("probabilities", "features", "boundary") if getattr(options, key)}
+    labels = {"labels": [label.strip() for label in options.labels.split(",")]} if options.labels else {}
+    shapes = {"shapes": dict(_shape(text) for text in options.shapes)} if options.shapes else {}
+    with session.client() as client:
+        job = client.import_model(name, file, samples, options={**labels, **texts, **shapes})
+        done = client.wait_for_job(job["id"], on_log=None if session.as_json else say)
+    session.show(done, f"imported {name} version {done['result']['version']}")
+
+
+def _shape(text: str) -> tuple[str, list[int]]:
+    name, _, sizes = text.rpartition("=")
+    if not name or not all(size.strip().isdigit() for size in sizes.split(",")):
+        raise Rejected(f"--shape: expected INPUT=1,16,7, got {text!r}")
+    return name, [int(size) for size in sizes.split(",")]
+
+
 def _compile(options: argparse.Namespace, session: Session) -> None:
     with session.client() as client:
-        job = client.compile(options.model, options.version, profiles=options.profiles)
+        job = client.compile(options.model, options.version, profiles=options.profiles, budget_s=options.seconds)
         client.wait_for_job(job["id"], on_log=None if session.as_json else say)
         model = client.model(options.model, options.version)
     session.show(model, _builds(model))

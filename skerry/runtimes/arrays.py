@@ -37,8 +37,12 @@ def pack(arrays: "Mapping[str, np.ndarray[Any, Any]]") -> bytes:
     import numpy as np
 
     out = io.BytesIO()
-    # NumPy stamps members with the fixed date of 1980 and stores them uncompressed, so nothing depends on the clock
-    np.savez(out, **{name: np.ascontiguousarray(array) for name, array in arrays.items()})  # type: ignore[arg-type] # its stub reads the names as options
+    # as `numpy.savez` does, which would take an array named `file` for its own argument: members stored as they are,
+    # under the fixed date of 1980, so nothing depends on the clock
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
+        for name, array in arrays.items():
+            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.ascontiguousarray(array), allow_pickle=False)
     return out.getvalue()
 
 

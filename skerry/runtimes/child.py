@@ -1,9 +1,15 @@
 """A model in a child process with limits: a crash, a timeout or a memory bomb comes back to the parent as a value.
 
 The parent writes `request.json` and `inputs.npz` into a temporary folder and runs `python -m skerry.runtimes.child
-FOLDER`; the child limits itself, loads the model, runs it row by row and writes `outputs.npz` and `result.json`.
+FOLDER`; the child limits itself, loads the model, runs it row by row, in order, in one session, and writes
+`outputs.npz` and `result.json`. With a rival in the request, the two are timed in turn instead (`race_in_child`).
+
+A runtime that cannot live beside ours (`skerry.runtimes.environments`) is run by its own Python, which sees this
+package and nothing else of our environment.
 """
 
+import contextlib
+import importlib
 import json
 import os
 import resource
@@ -11,23 +17,33 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import skerry
 from skerry.errors import Rejected, SkerryError
 from skerry.runtimes.arrays import pack, unpack
-from skerry.runtimes.session import Refused, Session, open_session, probe, read_model
+from skerry.runtimes.environments import Found, find_runtime
+from skerry.runtimes.rows import run_in_turn, run_rows, timed
+from skerry.runtimes.session import Described, Refused, Signature, open_session, read_model
+from skerry.wire import codec
 
 if TYPE_CHECKING:
     import numpy as np
 
     Arrays = dict[str, np.ndarray[Any, Any]]
 
-WARM_UP_ROWS = 10
+NO_SIGNATURE = Signature(inputs=(), outputs=())
 MAX_RESULT_BYTES = 64 * 1024
+_MODULES = {
+    "onnxruntime": "skerry.runtimes.onnx",
+    "litert": "skerry.runtimes.litert",
+    "tflite-micro": "skerry.runtimes.micro",
+    "tflite-runtime": "tflite_runtime.interpreter",
+}
+"""What to import for a runtime to be in memory."""
 PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "LANG", "LC_ALL", "TMPDIR")
 """What the child sees of the environment: a hostile model has no business with passphrases and tokens."""
 
@@ -47,7 +63,9 @@ class Ran:
     """What a model did in the child: outputs by name (rows first), and what it cost.
 
     Latencies are of one inference, in microseconds, 0 without inputs. `peak_rss_bytes` is the most resident memory of
-    the whole child, interpreter and runtime included. `arena_bytes` is what TFLite Micro needs, None elsewhere.
+    the whole child, interpreter and runtime included; `growth_bytes` is by how much that is over the child that had
+    imported the runtime and read the inputs. `arena_bytes` is what TFLite Micro needs, None elsewhere. `signature` is
+    what the runtime says of the model's inputs and outputs.
     """
 
     outputs: "Arrays"
@@ -55,6 +73,17 @@ class Ran:
     latency_p99_us: int
     peak_rss_bytes: int
     arena_bytes: int | None
+    growth_bytes: int = 0
+    signature: Signature = NO_SIGNATURE
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Raced:
+    """Two models timed in turn in one child: microseconds of each inference, pair by pair, and the model's outputs."""
+
+    outputs: "Arrays"
+    model_us: "np.ndarray[Any, Any]"
+    rival_us: "np.ndarray[Any, Any]"
 
 
 def run_in_child(
@@ -63,30 +92,106 @@ def run_in_child(
     inputs: "Mapping[str, np.ndarray[Any, Any]] | None" = None,
     *,
     limits: Limits | None = None,
+    python: str | None = None,
 ) -> Ran | Refused:
     """Load a model in a child process and run it once for every row of `inputs` (by name, rows first).
 
-    Without inputs it is only loaded. Returns `Refused` with the reason when the runtime is missing, when the model is
-    refused, crashes the runtime, or oversteps the limits.
+    Without inputs it is only loaded. `python` is the program to run it by; by default the one that has the runtime.
+    Returns `Refused` with the reason when the runtime is missing, when the model is refused, crashes the runtime, or
+    oversteps the limits.
     """
-    found = probe(runtime)
+    done = _ask(runtime, {"model": str(model.resolve())}, inputs, limits=limits or Limits(), python=python)
+    if isinstance(done, Refused):
+        return done
+    result, arrays = done
+    try:
+        return Ran(
+            outputs=arrays,
+            latency_p50_us=int(result["latency_p50_us"]),
+            latency_p99_us=int(result["latency_p99_us"]),
+            peak_rss_bytes=int(result["peak_rss_bytes"]),
+            arena_bytes=None if result["arena_bytes"] is None else int(result["arena_bytes"]),
+            growth_bytes=int(result["growth_bytes"]),
+            signature=codec.from_tree(Signature, result["signature"]),
+        )
+    # the model may have taken over the child: what it left is judged like any other input
+    except (ValueError, KeyError, TypeError, Rejected) as error:
+        return Refused(f"expected a result of the model, got {error}")
+
+
+def race_in_child(
+    runtime: str,
+    model: Path,
+    rival: Path,
+    inputs: "Mapping[str, np.ndarray[Any, Any]]",
+    *,
+    rival_runtime: str = "",
+    rival_first: bool = False,
+    pairs: int = 400,
+    seconds: float = 2.0,
+    limits: Limits | None = None,
+) -> Raced | Refused:
+    """Time two models in one child, warm, one thread, an inference of each in turn, on the same rows.
+
+    Args:
+        runtime: of the model, and of the rival unless `rival_runtime` names another one of the same Python.
+        model: the candidate's file.
+        rival: the file that it is held against.
+        inputs: by name, rows first; both models take the same, and rows are used again when they run out.
+        rival_runtime: the runtime of the rival.
+        rival_first: load and time the rival first: whoever comes second finds another memory layout.
+        pairs: the most pairs of inferences.
+        seconds: stop after this many, when there are twenty pairs.
+        limits: of the child.
+    """
+    race = {
+        "rival": str(rival.resolve()),
+        "rival_runtime": rival_runtime or runtime,
+        "rival_first": rival_first,
+        "pairs": pairs,
+        "seconds": seconds,
+    }
+    done = _ask(runtime, {"model": str(model.resolve()), "race": race}, inputs, limits=limits or Limits(), python=None)
+    if isinstance(done, Refused):
+        return done
+    _, arrays = done
+    try:
+        model_us, rival_us = arrays.pop("0"), arrays.pop("1")
+        outputs = {name.removeprefix("output "): array for name, array in arrays.items()}
+        return Raced(outputs=outputs, model_us=model_us, rival_us=rival_us)
+    except KeyError as error:
+        return Refused(f"expected a result of the race, got none of {error}")
+
+
+def _ask(
+    runtime: str,
+    request: dict[str, Any],
+    inputs: "Mapping[str, np.ndarray[Any, Any]] | None",
+    *,
+    limits: Limits,
+    python: str | None,
+) -> "tuple[dict[str, Any], Arrays] | Refused":
+    found = Found(python=python, version="") if python else find_runtime(runtime)
     if isinstance(found, Refused):
         return found
-    limits = limits or Limits()
     with tempfile.TemporaryDirectory(prefix="skerry-child-") as name:
         folder = Path(name)
-        request = {"runtime": runtime, "model": str(model.resolve()), **asdict(limits)}
-        (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
+        whole = {"runtime": runtime, **request, **asdict(limits)}
+        (folder / "request.json").write_text(json.dumps(whole), encoding="utf-8")
         if inputs is not None:
             (folder / "inputs.npz").write_bytes(pack(inputs))
-        failure = _spawn(folder, limits)
-        return failure or _read_result(folder)
+        return _spawn(folder, limits, python=found.python) or _read_result(folder)
 
 
-def _spawn(folder: Path, limits: Limits) -> Refused | None:
+def _spawn(folder: Path, limits: Limits, *, python: str) -> Refused | None:
     # -P: the working folder is not searched for modules; one thread: a measurement is of one core
-    command = [sys.executable, "-P", "-m", "skerry.runtimes.child", str(folder)]
+    command = [python, "-P", "-m", "skerry.runtimes.child", str(folder)]
     environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    if python != sys.executable:
+        # another Python is lent this package by a link, and nothing that lies beside it
+        (folder / "path").mkdir()
+        (folder / "path" / "skerry").symlink_to(Path(skerry.__file__).resolve().parent)
+        environment["PYTHONPATH"] = str(folder / "path")
     environment |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     with (folder / "stderr").open("wb") as stderr:
         child = subprocess.Popen(
@@ -117,21 +222,15 @@ def _spawn(folder: Path, limits: Limits) -> Refused | None:
     return Refused(f"expected the model to run, got exit code {code}: {last[:200]}")
 
 
-def _read_result(folder: Path) -> Ran | Refused:
+def _read_result(folder: Path) -> "tuple[dict[str, Any], Arrays] | Refused":
     try:
         with (folder / "result.json").open("rb") as file:
             result = json.loads(file.read(MAX_RESULT_BYTES))
         if "refused" in result:
             return Refused(str(result["refused"]))
-        return Ran(
-            outputs=unpack((folder / "outputs.npz").read_bytes(), what="outputs"),
-            latency_p50_us=int(result["latency_p50_us"]),
-            latency_p99_us=int(result["latency_p99_us"]),
-            peak_rss_bytes=int(result["peak_rss_bytes"]),
-            arena_bytes=None if result["arena_bytes"] is None else int(result["arena_bytes"]),
-        )
-    # the model may have taken over the child: what it left is judged like any other input
-    except (OSError, ValueError, KeyError, TypeError, Rejected) as error:
+        return result, unpack((folder / "outputs.npz").read_bytes(), what="outputs")
+    # as in `run_in_child`: hostile until read
+    except (OSError, ValueError, TypeError, Rejected) as error:
         return Refused(f"expected a result of the model, got {error}")
 
 
@@ -141,7 +240,8 @@ def main() -> None:
     request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
     _limit(request)
     try:
-        result = _serve(folder, request["runtime"], Path(request["model"]))
+        race = request.get("race")
+        result = _serve_race(folder, request, race) if race else _serve(folder, request)
     except SkerryError as error:
         result = {"refused": str(error)}
     except MemoryError:
@@ -163,28 +263,53 @@ def _limit(request: dict[str, Any]) -> None:
         resource.setrlimit(what, (limit, limit))
 
 
-def _serve(folder: Path, runtime: str, model: Path) -> dict[str, Any]:
-    inputs_file = folder / "inputs.npz"
-    inputs = unpack(inputs_file.read_bytes(), what="inputs") if inputs_file.exists() else {}
+def _serve(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
+    runtime, model = request["runtime"], Path(request["model"])
+    inputs = _inputs(folder)
+    _import(runtime)
+    bare = _bare_rss_bytes()
     session = _open(runtime, model)
-    outputs, latencies = _run_rows(session, inputs)
-    (folder / "outputs.npz").write_bytes(pack(outputs))
+    outputs, latencies = run_rows(session, inputs)
     peak = _peak_rss_bytes()
+    (folder / "outputs.npz").write_bytes(pack(outputs))
     arena = None
     if runtime == "tflite-micro" and inputs:
         from skerry.runtimes.micro import least_arena
 
         arena = least_arena(read_model(model), {name: rows[:1] for name, rows in inputs.items()})
-    timed = sorted(latencies[WARM_UP_ROWS:] or latencies) or [0]
+    p50, p99 = timed(latencies)
     return {
-        "latency_p50_us": timed[len(timed) // 2],
-        "latency_p99_us": timed[len(timed) * 99 // 100],
+        "latency_p50_us": p50,
+        "latency_p99_us": p99,
         "peak_rss_bytes": peak,
+        "growth_bytes": max(peak - bare, 0),
         "arena_bytes": arena,
+        "signature": asdict(session.signature()),
     }
 
 
-def _open(runtime: str, model: Path) -> Session:
+def _serve_race(folder: Path, request: dict[str, Any], race: dict[str, Any]) -> dict[str, Any]:
+    inputs = _inputs(folder)
+    entries = [(request["runtime"], Path(request["model"])), (race["rival_runtime"], Path(race["rival"]))]
+    if race["rival_first"]:
+        entries.reverse()
+    sessions = [_open(runtime, model) for runtime, model in entries]
+    outputs, times = run_in_turn(
+        sessions, inputs, watched=int(race["rival_first"]), pairs=race["pairs"], seconds=race["seconds"]
+    )
+    if race["rival_first"]:
+        times.reverse()
+    arrays = {str(index): each for index, each in enumerate(times)}
+    (folder / "outputs.npz").write_bytes(pack({f"output {name}": each for name, each in outputs.items()} | arrays))
+    return {}
+
+
+def _inputs(folder: Path) -> "Arrays":
+    file = folder / "inputs.npz"
+    return unpack(file.read_bytes(), what="inputs") if file.exists() else {}
+
+
+def _open(runtime: str, model: Path) -> Described:
     if runtime == "tflite-micro":
         from skerry.runtimes.micro import MicroSession
 
@@ -192,22 +317,17 @@ def _open(runtime: str, model: Path) -> Session:
     return open_session(runtime, model)
 
 
-def _run_rows(session: Session, inputs: "Arrays") -> "tuple[Arrays, list[int]]":
-    """Run every row as a batch of one; returns outputs with rows first, and microseconds per inference."""
-    import numpy as np
+def _import(runtime: str) -> None:
+    """Import a runtime, so that its memory is there before the model's; whether it is there is for `_open` to say."""
+    with contextlib.suppress(ImportError):
+        importlib.import_module(_MODULES[runtime])
 
-    lengths = {len(rows) for rows in inputs.values()}
-    if len(lengths) > 1:
-        raise Rejected(f"inputs: expected equally many rows of each, got {sorted(lengths)}")
-    results, latencies = [], []
-    for index in range(lengths.pop() if lengths else 0):
-        row = {name: rows[index : index + 1] for name, rows in inputs.items()}
-        started = time.perf_counter_ns()
-        results.append(session.run(row))
-        latencies.append((time.perf_counter_ns() - started) // 1000)
-    if not results:
-        return {}, latencies
-    return {name: np.concatenate([result[name] for result in results]) for name in results[0]}, latencies
+
+def _bare_rss_bytes() -> int:
+    """Set the peak of this process back to what it holds now, and return that."""
+    with contextlib.suppress(OSError):  # no /proc on this system, or a kernel without it
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    return _peak_rss_bytes()
 
 
 def _peak_rss_bytes() -> int:

@@ -5,8 +5,11 @@ from typing import Any
 import onnxruntime
 
 from skerry.errors import Rejected
+from skerry.runtimes.session import Signature, Tensor
 
 Arrays = dict[str, Any]
+# how ONNX Runtime writes the types whose NumPy name is another
+_DTYPES = {"float": "float32", "double": "float64", "float16": "float16", "string": "object"}
 
 
 class OnnxSession:
@@ -26,6 +29,13 @@ class OnnxSession:
             raise Rejected(f"expected an ONNX model, got a file that ONNX Runtime refuses: {_line(error)}") from error
         self._outputs = [output.name for output in self._session.get_outputs()]
 
+    def signature(self) -> Signature:
+        """Return the model's inputs and outputs."""
+        return Signature(
+            inputs=tuple(_tensor(each) for each in self._session.get_inputs()),
+            outputs=tuple(_tensor(each) for each in self._session.get_outputs()),
+        )
+
     def run(self, inputs: Arrays) -> Arrays:
         """Run one inference."""
         try:
@@ -36,6 +46,13 @@ class OnnxSession:
     def close(self) -> None:
         """Let go of the session."""
         del self._session
+
+
+def _tensor(node: Any) -> Tensor:
+    written = node.type.removeprefix("tensor(").removesuffix(")")
+    # a dimension without a number is a name, or None
+    shape = tuple(size if isinstance(size, int) else -1 for size in node.shape)
+    return Tensor(name=node.name, shape=shape, dtype=_DTYPES.get(written, written))
 
 
 def _line(error: Exception) -> str:

@@ -1,9 +1,21 @@
-"""The port to a runtime: what a session is, which runtimes there are, and how to open one."""
+"""The port to a runtime: what a session is, which runtimes there are, and how to open one.
+
+Arrays go in and come out by name, in the model's own dtypes: float32 or fp16, or int8 and uint8 where the model was
+built so, and then `Tensor.scale` and `Tensor.zero_point` say what they stand for. Nothing is converted on the way.
+
+A session may have a state. A model that keeps one inside (TFLite variables, a streaming model) answers a row by what
+came before it in the same session; a model that hands its state out takes it back as one more input. Both give equal
+outputs for equal rows in equal order from a fresh session, which is what replay, golden vectors and the check for
+determinism rely on; whoever needs a fresh state opens a fresh session.
+"""
 
 import importlib.metadata
 import importlib.util
 import os
+import subprocess
+import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,6 +27,7 @@ if TYPE_CHECKING:
     Arrays = dict[str, np.ndarray[Any, Any]]
 
 MAX_MODEL_BYTES = 256 << 20
+PROBE_S = 30.0
 
 
 class Session(Protocol):
@@ -25,6 +38,35 @@ class Session(Protocol):
 
     def close(self) -> None:
         """Let go of the model's memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One input or output of a loaded model: name, shape (-1 where it is open) and NumPy dtype.
+
+    Where `scale` is not 0, an integer q stands for the number scale * (q - zero_point).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    scale: float = 0.0
+    zero_point: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What a loaded model takes and gives, in its own order."""
+
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+
+class Described(Session, Protocol):
+    """A session that also says what its model takes and gives; every adapter here is one."""
+
+    def signature(self) -> Signature:
+        """Return the model's inputs and outputs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,27 +86,33 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class _Adapter:
-    """Which Python module and distribution a runtime is, and the extra of Skerry that installs it."""
+    """Which Python module and distribution a runtime is, and how to come by it."""
 
     module: str
     distribution: str
-    extra: str
+    remedy: str
 
 
 _ADAPTERS = {
-    "onnxruntime": _Adapter(module="onnxruntime", distribution="onnxruntime", extra="onnx"),
-    "litert": _Adapter(module="ai_edge_litert", distribution="ai-edge-litert", extra="litert"),
-    "tflite-micro": _Adapter(module="tflite_micro", distribution="tflite-micro", extra="mcu"),
+    "onnxruntime": _Adapter("onnxruntime", "onnxruntime", "pip install 'skerry[onnx]'"),
+    "litert": _Adapter("ai_edge_litert", "ai-edge-litert", "pip install 'skerry[litert]'"),
+    "tflite-micro": _Adapter("tflite_micro", "tflite-micro", "pip install 'skerry[mcu]'"),
+    "tflite-runtime": _Adapter("tflite_runtime", "tflite-runtime", "skerry profile prepare armv7-legacy"),
 }
 
 
 def probe(runtime: str) -> RuntimeInfo | Refused:
-    """Say whether a runtime is installed here and in which version, without importing it."""
+    """Say whether a runtime is installed for this Python and in which version, without importing it here.
+
+    The legacy `tflite-runtime` imports beside NumPy 2 and fails at the first interpreter, so it is asked for one.
+    """
     adapter = _ADAPTERS.get(runtime)
     if adapter is None:
         return Refused(f"runtime: expected one of {', '.join(_ADAPTERS)}, got {runtime!r}")
     if importlib.util.find_spec(adapter.module) is None:
-        return Refused(f"expected the runtime {runtime}, got none: pip install 'skerry[{adapter.extra}]'")
+        return Refused(f"expected the runtime {runtime}, got none: {adapter.remedy}")
+    if runtime == "tflite-runtime":
+        return probe_elsewhere(sys.executable)
     try:
         version = importlib.metadata.version(adapter.distribution)
     except importlib.metadata.PackageNotFoundError:
@@ -72,7 +120,24 @@ def probe(runtime: str) -> RuntimeInfo | Refused:
     return RuntimeInfo(runtime=runtime, version=version)
 
 
-def open_session(runtime: str, path: Path, *, threads: int = 1) -> Session:
+@cache
+def probe_elsewhere(python: str) -> RuntimeInfo | Refused:
+    """Build an interpreter of `tflite-runtime` in another process of a Python, and return its version."""
+    program = Path(__file__).with_name("tflite_runtime.py")
+    # -I: our PYTHONPATH must not lend another Python our NumPy; -P: this file's folder is not searched for modules
+    command = [python, "-P" if python == sys.executable else "-I", str(program)]
+    try:
+        # the file itself and not the module: that Python need not have Skerry installed
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_S, check=False)
+    except (OSError, subprocess.SubprocessError) as error:
+        return Refused(f"expected a Python with tflite-runtime at {python}, got {type(error).__name__}")
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1][:160]
+        return Refused(f"expected an interpreter of tflite-runtime (NumPy 1, Python 3.11) from {python}, got: {last}")
+    return RuntimeInfo(runtime="tflite-runtime", version=done.stdout.strip()[:40])
+
+
+def open_session(runtime: str, path: Path, *, threads: int = 1) -> Described:
     """Load a model into this process.
 
     Raises:
@@ -89,10 +154,16 @@ def open_session(runtime: str, path: Path, *, threads: int = 1) -> Session:
 
         return OnnxSession(data, threads=threads)
     if runtime == "litert":
-        from skerry.runtimes.litert import LiteRtSession
+        from skerry.runtimes.litert import open_litert
 
-        return LiteRtSession(data, threads=threads)
-    raise Rejected(f"runtime: expected onnxruntime or litert in this process, got {runtime}: use run_in_child")
+        return open_litert(data, threads=threads)
+    if runtime == "tflite-runtime":
+        from skerry.runtimes.tflite_runtime import open_tflite_runtime
+
+        return open_tflite_runtime(data, threads=threads)
+    raise Rejected(
+        f"runtime: expected onnxruntime, litert or tflite-runtime in this process, got {runtime}: use run_in_child"
+    )
 
 
 def read_model(path: Path) -> bytes:
@@ -105,3 +176,8 @@ def read_model(path: Path) -> bytes:
             return file.read(MAX_MODEL_BYTES)
     except OSError as error:
         raise Rejected(f"{path}: expected a model file, got {error.strerror}") from error
+
+
+def distinct(names: list[str]) -> list[str]:
+    """Return names by which tensors can be told apart: an empty or repeated one becomes NAME#POSITION."""
+    return [name if name and names.count(name) == 1 else f"{name}#{position}" for position, name in enumerate(names)]

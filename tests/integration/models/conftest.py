@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from control_plane.training import Recipe, Trained, split, train
+from converters.cache import Cache
 from converters.compile import BuildOutcome, compile_model
 from converters.samples import Samples, join_samples
+from converters.source import from_network
 from firmware_profiles import list_profiles, load_profile
 
 LABELS = ("PEN", "ABD", "FEL", "IR", "ER", "TRAP", "ROW")
@@ -74,19 +76,22 @@ def unseen(watch: Watch) -> Samples:
 
 
 @pytest.fixture(scope="session")
-def outcomes(watch: Watch, first: Trained) -> dict[str, BuildOutcome]:
-    """Version 1 compiled for every profile."""
+def outcomes(watch: Watch, first: Trained, tmp_path_factory: pytest.TempPathFactory) -> dict[str, BuildOutcome]:
+    """Version 1 compiled for every profile; those of one runtime share what was measured."""
+    cache = Cache(tmp_path_factory.mktemp("cache"))
     calibration, holdout = split(first.recipe, wearers(watch.worn, 1, 7))
     return {
         name: compile_model(
-            first.network,
+            from_network(first.network),
             load_profile(name),
             name="watch",
             version=1,
             created="2026-01-01T00:00:00Z",
-            calibration=calibration,
-            holdout=holdout,
+            calibration=calibration.rows(),
+            holdout=holdout.rows(),
             lineage=first.lineage,
+            parallel=2,
+            cache=cache,
         )
         for name in list_profiles()
     }

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from control_plane.training import Trained
-from converters import onnx_writer, tflite_writer
-from converters.flatbuffer import FlatGraph
+from converters import onnx_writer
 from skerry.errors import Broken, Rejected
 from skerry.runtimes import Limits, Ran, Refused, RuntimeInfo, open_session, probe, run_in_child
+from tests.tflite_files import FlatGraph, float_file
 
 WINDOW = np.zeros((3, 100, 6), dtype=np.float32)
 RUNTIMES = ["onnxruntime", "litert", "tflite-micro"]
@@ -38,7 +38,7 @@ def test_a_file_that_is_not_a_model_is_refused(tmp_path: Path, runtime: str, dat
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_a_truncated_model_is_refused(tmp_path: Path, first: Trained, runtime: str) -> None:
     _need(runtime)
-    write = onnx_writer.write_float if runtime == "onnxruntime" else tflite_writer.write_float
+    write = onnx_writer.write_float if runtime == "onnxruntime" else float_file
     file = tmp_path / "model"
     file.write_bytes(write(first.network)[:9000])
     assert isinstance(run_in_child(runtime, file, {"window": WINDOW}), Refused)
@@ -149,7 +149,8 @@ def test_a_missing_runtime_names_the_extra_to_install(tmp_path: Path, monkeypatc
 
 
 def test_an_unknown_runtime_lists_the_known_ones() -> None:
-    assert probe("tensorrt") == Refused("runtime: expected one of onnxruntime, litert, tflite-micro, got 'tensorrt'")
+    known = "onnxruntime, litert, tflite-micro, tflite-runtime"
+    assert probe("tensorrt") == Refused(f"runtime: expected one of {known}, got 'tensorrt'")
 
 
 def test_importing_the_runtimes_imports_no_numpy() -> None:

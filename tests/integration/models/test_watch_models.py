@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from control_plane.training import Trained, fit, split
-from converters import onnx_writer, tflite_writer
+from converters import onnx_writer
 from converters.network import Network
-from converters.quantise import quantise
 from converters.samples import Array, Samples
 from skerry.runtimes import Ran, Refused, probe, run_in_child
+from tests.tflite_files import float_file, hybrid_file
 
 from .conftest import Watch, wearers
 
@@ -47,8 +47,8 @@ def test_trained_on_both_wrists_it_knows_both(second: Trained, watch: Watch) -> 
     ("runtime", "write"),
     [
         ("onnxruntime", onnx_writer.write_float),
-        ("litert", tflite_writer.write_float),
-        ("tflite-micro", tflite_writer.write_float),
+        ("litert", float_file),
+        ("tflite-micro", float_file),
     ],
 )
 def test_a_float_build_equals_the_trained_pipeline(
@@ -69,7 +69,7 @@ def test_a_float_build_equals_the_trained_pipeline(
 def test_the_hybrid_keeps_the_labels_of_unseen_wearers(
     first: Trained, learnt: Samples, unseen: Samples, tmp_path: Path, runtime: str
 ) -> None:
-    data = tflite_writer.write_hybrid(first.network, quantise(first.network, learnt.windows))
+    data = hybrid_file(first.network, learnt.windows)
     ran = _run(runtime, data, unseen.windows, tmp_path)
     expected = first.network.forward(unseen.windows)
     assert np.mean(ran.outputs["probabilities"].argmax(axis=1) == expected.labels) >= 0.975
@@ -80,7 +80,7 @@ def test_the_hybrid_keeps_the_labels_of_unseen_wearers(
 def test_the_hybrid_gives_the_same_labels_on_a_microcontroller_in_a_small_arena(
     first: Trained, learnt: Samples, unseen: Samples, tmp_path: Path
 ) -> None:
-    data = tflite_writer.write_hybrid(first.network, quantise(first.network, learnt.windows))
+    data = hybrid_file(first.network, learnt.windows)
     board = _run("litert", data, unseen.windows, tmp_path).outputs["probabilities"]
     micro = _run("tflite-micro", data, unseen.windows, tmp_path)
     # kernels may round a value on the border of two integers either way: a label in some hundreds may be another

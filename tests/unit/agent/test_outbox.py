@@ -114,7 +114,10 @@ def test_every_number_is_accounted_for_once(tmp_path_factory: pytest.TempPathFac
         for entry in batch.entries:
             # what was heard under a number is never another thing later
             assert heard.setdefault(entry.sequence, entry.body) == entry.body
-        outbox.acknowledge(Ack(epoch=batch.epoch, up_to=batch.entries[-1].sequence))
+        body = b64decode(batch.entries[-1].body)
+        # as the control plane does: a gap record accounts for all of its run
+        through = json.loads(body)["last"] if body.startswith(b"{") else batch.entries[-1].sequence
+        outbox.acknowledge(Ack(epoch=batch.epoch, up_to=through))
 
     for move in moves:
         if move in ("window", "big", "deployment"):

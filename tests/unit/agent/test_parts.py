@@ -13,7 +13,7 @@ from agent.config import Config, read_config
 from agent.effects import compare
 from agent.identity import StateFolder
 from agent.link import full_jitter, parse_broker
-from agent.observe import Latencies, Observer, Seen, read_outputs
+from agent.observe import Latencies, Observer, Seen, read_seen
 from agent.source import ReplaySource, shuffled
 from agent.telling import Reporter, Versions
 from agent.trial import Terms, Trial
@@ -162,11 +162,23 @@ def test_an_open_window_is_continued_only_under_its_own_monitor() -> None:
 def test_outputs_are_read_by_the_manifest_and_nan_is_the_artifacts_fault() -> None:
     outputs = {"p": np.array([[0.25, 0.75]], np.float32), "f": np.array([[1.5]], np.float32)}
 
-    assert read_outputs(manifest(), outputs) == Seen(features=(1.5,), prediction="lift", confidence=0.75)
+    assert read_seen(manifest(), outputs) == Seen(features=(1.5,), prediction="lift", confidence=0.75)
     with pytest.raises(Rejected, match="finite"):
-        read_outputs(manifest(), {**outputs, "p": np.array([[np.nan, 1.0]], np.float32)})
-    with pytest.raises(Rejected, match="an output named"):
-        read_outputs(manifest(), {"p": outputs["p"]})
+        read_seen(manifest(), {**outputs, "p": np.array([[np.nan, 1.0]], np.float32)})
+    with pytest.raises(Rejected, match="a tensor named"):
+        read_seen(manifest(), {"p": outputs["p"]})
+
+
+def test_a_model_that_is_no_classifier_is_watched_by_its_inputs() -> None:
+    monitor = build_monitor({"level": [index / 50 for index in range(100)]}, window_n=4)
+    plain = manifest(observe={"features": "window"}, monitor=monitor.to_json(), labels=())
+    seen = read_seen(plain, {"window": np.array([[0.5]], np.float32), "angle": np.array([[3.0]], np.float32)})
+    observer = Observer(plain, digest="ab" * 32, number=0)
+    observer.add(seen, truth="lift", latency_us=1, event_time=0)
+
+    assert seen == Seen(features=(0.5,))
+    report = observer.report(event_time=1.0)
+    assert (report.rows, report.labelled, sum(map(sum, report.tables))) == (1, 0, 1)
 
 
 def test_outputs_that_the_monitor_does_not_know_are_the_artifacts_fault() -> None:

@@ -8,18 +8,18 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 
 from control_plane.training import Trained
-from converters import onnx_writer, tflite_writer
+from converters import onnx_writer
 from converters.checks import check_model_file
-from converters.flatbuffer import FlatGraph
 from firmware_profiles import load_profile
 from skerry.errors import Rejected
+from tests.tflite_files import FlatGraph, float_file
 
 GATEWAY, BOARD, MCU = load_profile("x86-64-gateway"), load_profile("arm64-board"), load_profile("cortex-m")
 
 
 def test_our_own_models_are_accepted_and_named(trained: Trained) -> None:
     assert check_model_file(onnx_writer.write_float(trained.network), GATEWAY) == "ONNX opset 17"
-    assert check_model_file(tflite_writer.write_float(trained.network), MCU) == "TFLite version 3"
+    assert check_model_file(float_file(trained.network), MCU) == "TFLite version 3"
 
 
 @pytest.mark.parametrize("profile", [GATEWAY, BOARD, MCU], ids=lambda profile: profile.runtime)
@@ -32,7 +32,7 @@ def test_a_file_that_is_not_a_model_is_refused_in_one_line(profile: object, data
 
 def test_a_model_of_the_other_format_is_refused(trained: Trained) -> None:
     with pytest.raises(Rejected, match="expected"):
-        check_model_file(tflite_writer.write_float(trained.network), GATEWAY)
+        check_model_file(float_file(trained.network), GATEWAY)
     with pytest.raises(Rejected, match="expected TFLite"):
         check_model_file(onnx_writer.write_float(trained.network), BOARD)
 
@@ -40,7 +40,7 @@ def test_a_model_of_the_other_format_is_refused(trained: Trained) -> None:
 def test_every_truncation_is_refused(trained: Trained) -> None:
     for data, profile in (
         (onnx_writer.write_float(trained.network), GATEWAY),
-        (tflite_writer.write_float(trained.network), BOARD),
+        (float_file(trained.network), BOARD),
     ):
         for length in range(0, len(data), 97):
             with pytest.raises(Rejected):
@@ -48,7 +48,7 @@ def test_every_truncation_is_refused(trained: Trained) -> None:
 
 
 def test_a_model_beyond_the_profiles_flash_is_refused(trained: Trained) -> None:
-    data = tflite_writer.write_float(trained.network)
+    data = float_file(trained.network)
     with pytest.raises(Rejected, match="expected at most 262144 bytes for cortex-m"):
         check_model_file(data + bytes(MCU.budgets.size_bytes), MCU)
 
@@ -134,7 +134,7 @@ def test_a_tflite_constant_shorter_than_its_shape_is_refused() -> None:
 
 
 def test_a_tflite_model_of_two_graphs_is_refused(trained: Trained) -> None:
-    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(tflite_writer.write_float(trained.network), 0))
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(float_file(trained.network), 0))
     model.subgraphs.append(model.subgraphs[0])
     import flatbuffers
 

@@ -7,75 +7,34 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from ai_edge_litert import schema_py_generated as schema
 
-from control_plane.training import Trained, split
-from converters import onnx_writer, tflite_writer
+from control_plane.training import Trained
+from converters import onnx_writer
 from converters.artifact import golden_rows
-from converters.candidates import write_candidates
-from converters.quantise import quantise, range_of
+from converters.candidates import precisions_of, write_candidate
 from converters.samples import Samples
+from converters.source import from_network
 from firmware_profiles import load_profile
 from skerry.errors import Rejected
 from skerry.runtimes.arrays import pack, unpack
 
 
-def test_a_range_holds_zero_exactly_and_its_ends_within_half_a_step() -> None:
-    found = range_of(np.linspace(-1.0, 3.0, 1001), covered=1.0)
-    scale, zero = found.scales[0], found.zero_point
-    assert -128 <= zero <= 127
-    assert abs(scale * (127 - zero) - 3.0) <= scale
-    assert abs(scale * (-128 - zero) + 1.0) <= scale
-
-
-def test_values_of_one_sign_still_have_a_range_with_zero() -> None:
-    assert range_of(np.array([2.0, 4.0]), covered=1.0).zero_point == -128
-    assert range_of(np.zeros(5)).scales[0] > 0
-
-
-def test_the_integer_layers_compute_what_the_float_layers_do(tiny: Samples, trained: Trained) -> None:
-    learnt, held_out = split(trained.recipe, tiny)
-    layers = quantise(trained.network, learnt.windows)
-    first = layers[0]
-    scale, zero = first.entering.scales[0], first.entering.zero_point
-    entering = np.clip(np.rint(trained.network.normalised(held_out.windows) / scale) + zero, -128, 127)
-    for layer in layers:
-        product = (entering - layer.entering.zero_point) @ layer.weights.T.astype(np.int64) + layer.bias
-        entering = np.rint(product * layer.bias_scale / layer.leaving.scales[0]) + layer.leaving.zero_point
-        least = -128 if layer is layers[-1] else layer.leaving.zero_point
-        entering = np.clip(entering, least, 127)
-    labels = entering.argmax(axis=1)
-    assert np.mean(labels == trained.network.forward(held_out.windows).labels) >= 0.95
-
-
 def test_writing_twice_gives_the_same_bytes(tiny: Samples, trained: Trained) -> None:
     for name in ("x86-64-gateway", "arm64-board"):
-        first = write_candidates(trained.network, load_profile(name), calibration=tiny.windows)
-        again = write_candidates(trained.network, load_profile(name), calibration=tiny.windows)
-        assert [each.data for each in first] == [each.data for each in again]
-        assert len(first) == 2
-
-
-def test_weights_are_aligned_to_16_bytes(trained: Trained) -> None:
-    data = tflite_writer.write_float(trained.network)
-    model = schema.Model.GetRootAs(data, 0)
-    starts = [data.find(model.Buffers(i).DataAsNumpy().tobytes()) for i in range(1, model.BuffersLength())]
-    large = [start for i, start in enumerate(starts, start=1) if model.Buffers(i).DataLength() >= 64]
-    assert large
-    assert all(start % 16 == 0 for start in large)
-
-
-def test_the_signature_names_input_and_outputs(trained: Trained) -> None:
-    model = schema.Model.GetRootAs(tflite_writer.write_float(trained.network), 0)
-    signature = model.SignatureDefs(0)
-    assert signature.Inputs(0).Name() == b"window"
-    assert [signature.Outputs(i).Name() for i in range(2)] == [b"probabilities", b"features"]
+        source, profile = from_network(trained.network), load_profile(name)
+        for precision in precisions_of(source, profile):
+            rows = {"window": tiny.windows}
+            first = write_candidate(source, profile, precision, calibration=rows, spans={})
+            again = write_candidate(source, profile, precision, calibration=rows, spans={})
+            assert (first.data, first.recipe) == (again.data, again.recipe)
+            assert first.recipe
 
 
 def test_a_precision_without_a_writer_is_rejected(tiny: Samples, trained: Trained) -> None:
     wrong = replace(load_profile("arm64-board"), precision=("int4",))
-    with pytest.raises(Rejected, match="expected float32 or int8-hybrid for litert, got 'int4'"):
-        write_candidates(trained.network, wrong, calibration=tiny.windows)
+    source = from_network(trained.network)
+    with pytest.raises(Rejected, match=r"expected .*float32.*int8.*, got 'int4'"):
+        write_candidate(source, wrong, "int4", calibration={"window": tiny.windows}, spans={})
 
 
 def test_onnx_dynamic_weights_are_int8(trained: Trained) -> None:

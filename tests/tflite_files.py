@@ -1,7 +1,4 @@
-"""A TFLite flatbuffer, tensor by tensor and operator by operator: reproducible bytes, and no TensorFlow.
-
-Names follow the TFLite schema. Buffer 0 is empty by the schema's convention; equal constants are not merged.
-"""
+"""TFLite files for tests: our own models by the writer, and broken ones by hand, straight from the schema."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +7,10 @@ import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from converters.network import Network
 from converters.samples import Array
+from converters.source import from_network
+from converters.tflite import write_tflite
 
 IDENTIFIER = b"TFL3"
 SIGNATURE = "serving_default"
@@ -134,3 +134,13 @@ def _operator_code(code: int) -> Any:
     entry.deprecatedBuiltinCode = min(code, 127)  # the schema's place for readers of before the code was widened
     entry.version = 1
     return entry
+
+
+def float_file(network: Network) -> bytes:
+    """Return a network's float32 build."""
+    return write_tflite(from_network(network), "float32", calibration={})[0]
+
+
+def hybrid_file(network: Network, windows: Array) -> bytes:
+    """Return a network's hybrid build, calibrated on windows."""
+    return write_tflite(from_network(network), "int8-hybrid", calibration={"window": windows})[0]
