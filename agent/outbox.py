@@ -233,7 +233,7 @@ class OutboxFile:
             if self._size() > self._budget:
                 self._evict(self._budget)
             self._db.execute("commit")
-        except BaseException:
+        except BaseException:  # whatever ends the work, also an interrupt, must not leave the transaction open
             if self._db.in_transaction:
                 self._db.execute("rollback")
             raise
