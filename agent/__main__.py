@@ -116,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     init.add_argument("--simulate", action="store_true", help="run another architecture's profile on this machine")
 
     run = verbs.add_parser("run", help="infer, update, tell; until told to stop")
-    run.add_argument("--replay", metavar="FILE", help="inputs: an npz with X float32 (n, ...), and y where known")
+    run.add_argument("--replay", metavar="FILE", help="inputs: an npz with X (n, ...) or an array per input, and y")
     run.add_argument("--seed", type=int, help="of the order in which rows are replayed")
     run.add_argument("--rate", type=float, metavar="PER_S", help="inferences per second of the real clock; 0: all out")
     run.add_argument("--event-step", type=float, metavar="S", help="event time per inference; 0: the real clock")

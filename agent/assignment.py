@@ -35,6 +35,8 @@ class Verdict:
     path: str = ""
     length: int = 0
     sha256: str = ""
+    measure_length: int = 0
+    measure_sha256: str = ""
 
 
 class Inbox:

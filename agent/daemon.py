@@ -26,6 +26,7 @@ from skerry.delivery.slots import Slots
 from skerry.errors import Broken, SkerryError
 from skerry.runtimes import Refused, probe
 from skerry.wire import codec
+from skerry.wire.evidence import SignedEvidence
 from skerry.wire.messages import DeploymentEvent, Reported
 
 _log = logging.getLogger("skerry.agent")
@@ -81,6 +82,7 @@ class Daemon:
             engine=self._engine,
             slots=Slots(folder.slots),
         )
+        self._effects.testify = self._testify
         self._effects.interrupted = lambda: self._runner.interrupts(self._effects)
 
     def run(self, stop: threading.Event) -> int:
@@ -204,6 +206,10 @@ class Daemon:
 
     def _announce(self, event: DeploymentEvent) -> None:
         self._outbox.put("deployment", codec.encode(event), event_time=self._engine.event_time)
+        self._news.set()
+
+    def _testify(self, evidence: SignedEvidence) -> None:
+        self._outbox.put("evidence", codec.encode(evidence), event_time=self._engine.event_time)
         self._news.set()
 
     def _trial_ended(self, manifest: str, decision: Decision) -> None:

@@ -13,18 +13,20 @@ from agent.assignment import Inbox, Verdict, ask_child, deployment_of, gather
 from agent.config import Config
 from agent.engine import Engine, Running
 from agent.fetch import Retained, fetch_files
+from agent.golden import MAX_ARTIFACT_BYTES, compare, golden_vectors, replay_in_child
 from agent.identity import Identity, StateFolder
 from agent.lifecycle import MAX_ATTEMPTS, Effect, Event, Good, Grant, Kind, State
 from agent.observe import Observer, read_monitor, read_seen
+from agent.second_build import Bench, Build, measure_both
 from agent.trial import Terms as TrialTerms
 from skerry.delivery.partial import PartialFile
 from skerry.delivery.slots import MANIFEST, Slots
 from skerry.errors import Broken, Rejected, Unavailable
-from skerry.runtimes import Refused, open_session, run_in_child
+from skerry.runtimes import Ran, open_session
 from skerry.wire import codec
-from skerry.wire.manifest import CHUNK_BYTES, FileEntry, Manifest, Tolerance, target_name
+from skerry.wire.evidence import SignedEvidence
+from skerry.wire.manifest import CHUNK_BYTES, FileEntry, Manifest, other_build, target_name
 
-MAX_ARTIFACT_BYTES = 256 << 20
 _log = logging.getLogger("skerry.agent.effects")
 
 
@@ -42,10 +44,12 @@ class DeviceEffects:
         self._slots = slots
         self._inbox = Inbox(folder.path)
         self._anchor = folder.anchor()
+        self._other = folder.path / "other"
         self._denials = 0
         self._prepared: Running | None = None
         self._measured: dict[str, float] = {}
         self.interrupted: Callable[[], bool] = lambda: False
+        self.testify: Callable[[SignedEvidence], None] = lambda _: None
         self.problem = ""
 
     # --- assignments
@@ -164,16 +168,38 @@ class DeviceEffects:
     def _probe(self, _state: State, grant: Grant) -> Event:
         """Load the model for the first time, in a child with limits, and replay the golden vectors there."""
         name, manifest = self._staged(grant)
-        inputs, expected = self._golden(name, manifest)
-        ran = run_in_child(manifest.runtime, self._slots.folder(name) / manifest.model_file, inputs)
-        if isinstance(ran, Refused):
-            raise Rejected(f"{manifest.model_file}: {ran.reason}")
-        compare(ran.outputs, expected, manifest.tolerances)
+        try:
+            inputs, expected = self._golden(name, manifest)
+            ran = replay_in_child(self._slots.folder(name) / manifest.model_file, manifest, inputs, expected)
+        except Rejected as error:
+            self._measure_both(name, manifest, grant, error)
+            raise
+        self._measure_both(name, manifest, grant, ran)
         self._measured = {
             "replay_latency_p50_us": float(ran.latency_p50_us),
             "peak_rss_bytes": float(ran.peak_rss_bytes),
         }
         return Event(Kind.LOADED)
+
+    def _measure_both(self, name: str, manifest: Manifest, grant: Grant, ran: Ran | Rejected) -> None:
+        """Measure the other build of the profile as well where the director asks for it; never a reason to stop."""
+        if not grant.measure:
+            return
+        slot, config = self._slots.folder(name), self._config
+        bench = Bench(
+            folder=self._other,
+            link=self._link,
+            identity=self._identity,
+            key=self._folder.credentials.key,
+            timeout_s=config.fetch_timeout_s,
+            room_bytes=config.quota_bytes,
+            interrupted=self.interrupted,
+        )
+        try:
+            build = Build(manifest, slot / manifest.model_file, (slot / manifest.golden_file).read_bytes())
+            self.testify(measure_both(bench, grant, build, ran))
+        except (Broken, OSError) as error:
+            _log.warning("the evidence of the two builds is lost: %s", error)
 
     def _replay(self, _state: State, grant: Grant) -> Event:
         """Open the model in this process, beside the one that runs, and replay the golden vectors once more."""
@@ -186,7 +212,8 @@ class DeviceEffects:
             outputs = running.session.run(given)
             compare(outputs, {key: values[row : row + 1] for key, values in expected.items()}, manifest.tolerances)
             observer.add(read_seen(manifest, {**given, **outputs}), truth=None, latency_us=0, event_time=0)
-        self._prepared = running
+        # what goes live begins afresh: a streaming model has the golden rows in its state by now
+        self._prepared = self._open(name, manifest, grant.manifest)
         return Event(Kind.REPLAYED)
 
     def _activate(self, _state: State, grant: Grant) -> None:
@@ -227,6 +254,7 @@ class DeviceEffects:
     def _clean(self) -> None:
         shutil.rmtree(self._folder.fetch, ignore_errors=True)
         shutil.rmtree(self._folder.spool, ignore_errors=True)
+        shutil.rmtree(self._other, ignore_errors=True)
 
     def run_last_good(self) -> Event | None:
         """Start what was committed when the agent starts; an event when it can no longer be trusted."""
@@ -268,24 +296,14 @@ class DeviceEffects:
 
     def _golden(self, name: str, manifest: Manifest) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the golden inputs and outputs by name, rows first."""
-        from skerry.runtimes.arrays import unpack
-
-        data = (self._slots.folder(name) / manifest.golden_file).read_bytes()
-        arrays = unpack(data, what=manifest.golden_file, limit=MAX_ARTIFACT_BYTES)
-        names = [spec.name for spec in (*manifest.inputs, *manifest.outputs)]
-        missing = [each for each in names if each not in arrays]
-        if missing or not all(len(arrays[each]) for each in names):
-            raise Rejected(f"{manifest.golden_file}: expected rows for {', '.join(names)}, got {', '.join(arrays)}")
-        return (
-            {spec.name: arrays[spec.name] for spec in manifest.inputs},
-            {spec.name: arrays[spec.name] for spec in manifest.outputs},
-        )
+        return golden_vectors((self._slots.folder(name) / manifest.golden_file).read_bytes(), manifest)
 
     def _check_fit(self, manifest: Manifest, state: State, grant: Grant) -> None:
         """Raise `Rejected` unless the manifest is of this profile and runtime, complete and not older."""
         here = self._identity
         path = target_name(manifest.model, manifest.version, manifest.profile, MANIFEST)
-        if path != grant.path:
+        # which of a profile's two builds this is, the release says and not the build
+        if grant.path not in (path, other_build(path)):
             raise Rejected(f"manifest: expected the one of {grant.path}, got the one of {path}")
         if (manifest.profile, manifest.runtime) != (here.profile, here.runtime):
             got = f"{manifest.profile} on {manifest.runtime}"
@@ -295,8 +313,10 @@ class DeviceEffects:
         total = sum(entry.length for entry in manifest.files)
         if total > MAX_ARTIFACT_BYTES:
             raise Rejected(f"manifest: expected at most {MAX_ARTIFACT_BYTES} bytes of files, got {total}")
-        if not (manifest.inputs and manifest.outputs and manifest.labels):
-            raise Rejected("manifest: expected inputs, outputs and labels, got none of one of them")
+        if not (manifest.inputs and manifest.outputs):
+            raise Rejected("manifest: expected inputs and outputs, got none of one of them")
+        if manifest.observe.get("probabilities") and not manifest.labels:
+            raise Rejected("manifest: expected labels for its probabilities, got none")
         read_monitor(manifest)
         committed = self._committed(state)
         older = committed is not None and committed.model == manifest.model and manifest.version < committed.version
@@ -317,24 +337,6 @@ class DeviceEffects:
         return running.manifest if running is not None and running.digest == state.good.manifest else None
 
 
-def compare(got: Mapping[str, Any], expected: Mapping[str, Any], tolerances: Mapping[str, Tolerance]) -> None:
-    """Raise `Rejected` unless every output is within its tolerance of the golden vectors (shapes included)."""
-    import numpy as np
-
-    for name, want in expected.items():
-        have = got.get(name)
-        tolerance = tolerances.get(name)
-        if have is None or tolerance is None or have.shape != want.shape:
-            shape = "none" if have is None else f"{have.shape}"
-            raise Rejected(f"golden replay: expected {name} of shape {want.shape} and a tolerance, got {shape}")
-        difference = np.abs(have.astype(np.float64) - want)
-        # written so that NaN is outside
-        outside = ~(difference <= tolerance.atol + tolerance.rtol * np.abs(want))
-        if outside.any():
-            worst = float(difference[outside].max())
-            raise Rejected(f"golden replay: expected {name} within {tolerance.atol:g}, got a difference of {worst:.3g}")
-
-
 def _manifest_entry(grant: Grant) -> FileEntry:
     return FileEntry(name=MANIFEST, length=grant.length, sha256=grant.manifest, chunks=(grant.manifest,))
 
@@ -351,4 +353,7 @@ def _grant(verdict: Verdict) -> Grant:
         rollback=terms.rollback,
         grace_s=terms.grace_s,
         trial_inferences=terms.trial_inferences,
+        measure=terms.measure,
+        measure_length=verdict.measure_length,
+        measure_sha256=verdict.measure_sha256,
     )

@@ -130,11 +130,11 @@ class Engine:
         running, manifest = self._running, self._running.manifest
         try:
             sample = self._source.next()
+            inputs = sample.inputs(manifest.inputs)
         except Rejected as error:
             return self._without_input(str(error))
         try:
             began = time.perf_counter_ns()
-            inputs = {manifest.inputs[0].name: sample.values}
             outputs = running.session.run(inputs)
             latency_us = (time.perf_counter_ns() - began) / 1000
             seen = read_seen(manifest, {**inputs, **outputs})
@@ -239,7 +239,7 @@ class Engine:
 def _finite(sample: Sample) -> bool:
     import numpy as np
 
-    return bool(np.isfinite(sample.values).all())
+    return all(bool(np.isfinite(values).all()) for values in sample.values.values())
 
 
 def _name(truth: str | int | None, manifest: Manifest) -> str | None:

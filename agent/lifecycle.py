@@ -91,7 +91,7 @@ class Resume(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What both repositories agreed on: the terms that matter later, and the target."""
+    """What both repositories agreed on: the terms that matter later, the target, and the other build to measure."""
 
     deployment: str
     release: str
@@ -101,6 +101,9 @@ class Grant:
     rollback: bool = False
     grace_s: int = 86400
     trial_inferences: int = 20
+    measure: str = ""
+    measure_length: int = 0
+    measure_sha256: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,24 +1,44 @@
 """Where a device's inputs come from: here, a recording that is replayed in a seeded random order, for ever.
 
-The file is an npz of plain arrays: `X` float32 (n, ...) and optionally `y` (class numbers, the truth known on the
-device) with `labels` (names of the classes). When the file is replaced, between two inferences, the replay goes on with
-the new one: the watch has moved.
+The file is an npz of plain arrays: `X` float32 (n, ...) for a model of one input, or an array for each input by its
+name, rows first; and optionally `y` (class numbers, the truth known on the device) with `labels` (names of the
+classes). When the file is replaced, between two inferences, the replay goes on with the new one: the watch has moved.
 """
 
 import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from skerry.errors import Rejected
+from skerry.wire.manifest import TensorSpec
+
+ONE = "X"
+"""The name under which a recording holds the input of a model that has one, whatever the model calls it."""
+NO_INPUTS = frozenset({"y", "labels", "group"})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sample:
-    """One input row, with a leading batch of 1, and its class: a name, a number, or None when nobody knows."""
+    """One row of inputs by name, with a leading batch of 1, and its class: a name, a number, or None when nobody knows.
 
-    values: Any
+    `X` alone stands for the one input of a model, whatever its name.
+    """
+
+    values: Mapping[str, Any]
     truth: str | int | None
+
+    def inputs(self, specs: Sequence[TensorSpec]) -> dict[str, Any]:
+        """Return the row as a model takes it; raises `Rejected`, naming the inputs that the source does not have."""
+        names = [spec.name for spec in specs]
+        if len(names) == 1 and names[0] not in self.values and ONE in self.values:
+            return {names[0]: self.values[ONE]}
+        missing = [name for name in names if name not in self.values]
+        if missing:
+            got = ", ".join(sorted(self.values)) or "nothing"
+            raise Rejected(f"input: expected an array for each input, {', '.join(missing)} too, got {got}: add it")
+        return {name: self.values[name] for name in names}
 
 
 class Source(Protocol):
@@ -53,11 +73,12 @@ class ReplaySource:
             self._follow()
         if self._at == len(self._order):
             self._epoch += 1
-            self._order = shuffled(len(self._rows), seed=self._seed, epoch=self._epoch)
+            self._order = shuffled(len(self._order), seed=self._seed, epoch=self._epoch)
             self._at = 0
         row = self._order[self._at]
         self._at += 1
-        return Sample(values=self._rows[row : row + 1], truth=self._truths[row] if self._truths else None)
+        values = {name: array[row : row + 1] for name, array in self._rows.items()}
+        return Sample(values=values, truth=self._truths[row] if self._truths else None)
 
     def _follow(self) -> None:
         """Go on with the new file; while it is half-written or gone, with the old rows."""
@@ -79,12 +100,12 @@ class ReplaySource:
         self._stamp = self._look()
         self._rows, self._truths = read_recording(self._path)
         self._epoch = 0
-        self._order = shuffled(len(self._rows), seed=self._seed, epoch=0)
+        self._order = shuffled(len(next(iter(self._rows.values()))), seed=self._seed, epoch=0)
         self._at = 0
 
 
-def read_recording(path: Path) -> tuple[Any, list[str] | list[int] | None]:
-    """Return the rows and, where known, their classes; raises `Rejected` for a file that is not a recording."""
+def read_recording(path: Path) -> tuple[dict[str, Any], list[str] | list[int] | None]:
+    """Return the rows by input and, where known, their classes; raises `Rejected` for a file that is no recording."""
     from skerry.runtimes.arrays import unpack
 
     try:
@@ -92,15 +113,23 @@ def read_recording(path: Path) -> tuple[Any, list[str] | list[int] | None]:
     except OSError as error:
         raise Rejected(f"{path}: expected a recording (npz), got: {error.strerror}") from error
     arrays = unpack(data, what=str(path))
-    rows = arrays.get("X")
-    if rows is None or rows.ndim < 2 or len(rows) == 0 or str(rows.dtype) != "float32":
-        got = "none" if rows is None else f"{rows.dtype} {rows.shape}"
-        raise Rejected(f"{path}: expected an array X of float32 (n, ...), got {got}")
+    rows = {name: array for name, array in arrays.items() if name not in NO_INPUTS}
+    if not rows:
+        raise Rejected(f"{path}: expected an array X of float32 (n, ...), or one for each input, got none")
+    for name, array in rows.items():
+        right = array.ndim > 1 and str(array.dtype) == "float32" if name == ONE else array.dtype.kind in "fiub"
+        if not right or not array.ndim or not len(array):
+            kind = "float32" if name == ONE else "numbers"
+            raise Rejected(f"{path}: expected an array {name} of {kind} (n, ...), got {array.dtype} {array.shape}")
+    lengths = {name: len(array) for name, array in rows.items()}
+    count = next(iter(lengths.values()))
+    if set(lengths.values()) != {count}:
+        raise Rejected(f"{path}: expected equally many rows of each input, got {lengths}")
     truths = arrays.get("y")
     if truths is None:
         return rows, None
-    if truths.shape != (len(rows),) or truths.dtype.kind not in "iu":
-        raise Rejected(f"{path}: expected an array y of {len(rows)} integers, got {truths.dtype} {truths.shape}")
+    if truths.shape != (count,) or truths.dtype.kind not in "iu":
+        raise Rejected(f"{path}: expected an array y of {count} integers, got {truths.dtype} {truths.shape}")
     names = arrays.get("labels")
     classes: list[int] = truths.tolist()
     if names is None:

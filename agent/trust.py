@@ -18,6 +18,7 @@ from tuf.ngclient.fetcher import FetcherInterface
 
 from skerry.errors import Rejected
 from skerry.wire import codec
+from skerry.wire.manifest import other_build
 from skerry.wire.messages import Anchor, Terms
 
 MAX_ROOTS = 32
@@ -28,6 +29,7 @@ class Verdict:
     """What was decided. `later` means that something was missing or expired, and nothing was proven bad.
 
     `terms` are set as soon as the director's own signature held, so that a refusal can be reported to its deployment.
+    `measure_length` and `measure_sha256` are of the target that `terms.measure` names, if it names one.
     """
 
     ok: bool
@@ -37,6 +39,8 @@ class Verdict:
     path: str = ""
     length: int = 0
     sha256: str = ""
+    measure_length: int = 0
+    measure_sha256: str = ""
 
 
 def judge(*, anchor: Anchor, device: str, image: FetcherInterface, director: FetcherInterface, folder: Path) -> Verdict:
@@ -45,13 +49,22 @@ def judge(*, anchor: Anchor, device: str, image: FetcherInterface, director: Fet
     try:
         theirs, path = _assigned(director, folder / "director", anchor.director_root)
         terms = _terms(theirs, device=device)
-        ours = _listed(image, folder / "image", anchor.image_root, path=path)
-        sha256 = _agreed(theirs, ours)
+        ours = _refreshed(image, folder / "image", anchor.image_root)
+        sha256 = _agreed(theirs, _listed(ours, path))
+        other = _to_measure(ours, terms, path)
     except (DownloadError, ExpiredMetadataError) as error:
         return Verdict(ok=False, reason=_line(error), later=True, terms=terms)
     except (RepositoryError, Rejected) as error:
         return Verdict(ok=False, reason=_line(error), terms=terms)
-    return Verdict(ok=True, terms=terms, path=path, length=theirs.length, sha256=sha256)
+    return Verdict(
+        ok=True,
+        terms=terms,
+        path=path,
+        length=theirs.length,
+        sha256=sha256,
+        measure_length=other.length if other else 0,
+        measure_sha256=terms.measure_sha256 if other else "",
+    )
 
 
 def _assigned(fetcher: FetcherInterface, folder: Path, root: str) -> tuple[TargetFile, str]:
@@ -71,11 +84,23 @@ def _assigned(fetcher: FetcherInterface, folder: Path, root: str) -> tuple[Targe
     return target, path
 
 
-def _listed(fetcher: FetcherInterface, folder: Path, root: str, *, path: str) -> TargetFile:
-    target = _refreshed(fetcher, folder, root).get_targetinfo(path)
+def _listed(updater: Updater, path: str) -> TargetFile:
+    target = updater.get_targetinfo(path)
     if target is None:
         raise Rejected(f"image repository: expected {path} among its targets, got none; sign the release first")
     return target
+
+
+def _to_measure(updater: Updater, terms: Terms, path: str) -> TargetFile | None:
+    """Return the other build that shall be measured: of the same profile, listed, and the one that both mean."""
+    if not terms.measure:
+        return None
+    if terms.measure != other_build(path):
+        raise Rejected(f"director: expected to measure the other build beside {path}, got {terms.measure:.200}")
+    listed = _listed(updater, terms.measure)
+    if not terms.measure_sha256 or listed.hashes.get("sha256") != terms.measure_sha256:
+        raise Rejected(f"{terms.measure}: expected director and image repository to agree on its SHA-256")
+    return listed
 
 
 def _agreed(theirs: TargetFile, ours: TargetFile) -> str:

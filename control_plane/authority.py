@@ -131,6 +131,12 @@ def read_csr(pem: str) -> x509.CertificateSigningRequest:
     return csr
 
 
+def public_pem(csr: x509.CertificateSigningRequest) -> str:
+    """Return the public key of a signing request as PEM."""
+    form = serialization.PublicFormat.SubjectPublicKeyInfo
+    return csr.public_key().public_bytes(serialization.Encoding.PEM, form).decode()
+
+
 def check_common_name(name: str) -> None:
     """Refuse a PROJECT.DEVICE that no certificate can hold; raises `Rejected`."""
     if len(name) > MAX_NAME:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from control_plane.refusals import Unknown
@@ -27,6 +27,14 @@ def show_model(session: Session, model: str, version: int) -> dict[str, Any]:
     return {**_version_tree(row), "builds": [_build_tree(build) for build in session.scalars(builds)]}
 
 
+def find_build(session: Session, manifest: str) -> Build | None:
+    """Return the build one of whose two manifests has this SHA-256, or one that begins so."""
+    if not manifest:
+        return None
+    begins = (column.startswith(manifest, autoescape=True) for column in (Build.manifest, Build.second))
+    return session.scalars(select(Build).where(or_(*begins)).limit(1)).first()
+
+
 def _version_tree(row: ModelVersion) -> dict[str, Any]:
     return {
         "model": row.model,
@@ -46,6 +54,7 @@ def _build_tree(build: Build) -> dict[str, Any]:
         "runtime": build.report.get("runtime", ""),
         "gate": build.gate,
         "manifest": build.manifest,
+        "second": build.second,
         "files": build.files,
         "report": build.report,
         "built_at": build.built_at.isoformat(),

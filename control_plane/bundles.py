@@ -81,10 +81,40 @@ def bundle_rows(bundle: Bundle, blobs: Blobs, parts: Sequence[str]) -> tuple[Row
     from control_plane.training import recipe_from, split
 
     if bundle.imported:
-        return split_rows(read_rows(blobs.get(parts[0]), bundle.source))
+        return split_rows(read_rows(blobs.get(parts[0]), bundle.source), stateful=bundle.source.stateful)
     learnt, held_out = split(recipe_from(bundle.recipe), samples_of(blobs, parts))
     name = bundle.source.inputs[0].name
     return learnt.rows(name), held_out.rows(name)
+
+
+def field_rows(source: Source, blobs: Blobs, digests: Sequence[str]) -> Rows:
+    """Return labelled windows from the field as rows of a model, their truth in the order of its labels.
+
+    Raises:
+        Rejected: the model does not take them, or has other labels.
+    """
+    windows = datasets.load(blobs, digests)
+    check_windows(source, shape=windows.x.shape[1:], labels=windows.labels)
+    places = np.asarray([source.labels.index(label) for label in windows.labels])
+    return Rows({source.inputs[0].name: windows.x}, truth=places[windows.y], groups=windows.group)
+
+
+def check_windows(source: Source, *, shape: Sequence[int], labels: Sequence[str]) -> None:
+    """Raise `Rejected` unless windows of a shape and with labels can judge a model."""
+    takes = [(tuple(spec.shape[1:]), spec.dtype) for spec in source.inputs]
+    if takes != [(tuple(shape), "float32")]:
+        got = ", ".join(f"{kind} {size}" for size, kind in takes)
+        raise Rejected(f"data set: expected a model of one input, float32 {tuple(shape)} as its windows, got {got}")
+    if sorted(labels) != sorted(source.labels):
+        raise Rejected(f"data set: expected the model's labels {list(source.labels)}, got {list(labels)}")
+
+
+def unlike(source: Source, previous: Source) -> str:
+    """Return why two versions cannot be judged on the same labelled rows; empty when they can."""
+    inputs, before = ({spec.name: (spec.shape, spec.dtype) for spec in each.inputs} for each in (source, previous))
+    if inputs != before:
+        return f"it takes {', '.join(inputs)} of other names, shapes or types than the previous version"
+    return "" if source.labels == previous.labels else "its labels are not those of the previous version"
 
 
 def samples_of(blobs: Blobs, digests: Sequence[str]) -> Samples:

@@ -1,7 +1,8 @@
 """The job that compiles: one task per profile, each a gate report and, when it passed, the files of an artifact.
 
 A version that follows another is gated against that one on the labelled windows from the field (the parts of the role
-`gate`), where there are any.
+`gate`), where there are any; an import without them on its own held-out samples, where they are labelled. The report
+says on which, or why on none.
 """
 
 import os
@@ -9,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -22,6 +23,11 @@ from control_plane.schema import Build, Job, ModelVersion, Release
 from control_plane.store import Blobs
 from control_plane.train_job import job_key
 from skerry.errors import Rejected
+
+if TYPE_CHECKING:
+    from control_plane.bundles import Bundle
+    from converters.samples import Rows
+    from converters.source import Source
 
 MANIFEST = "manifest.json"
 WORKERS = 2
@@ -88,7 +94,7 @@ def tasks(parameters: jobs.Parameters) -> list[jobs.Parameters]:
 
 def work(home: str, task: jobs.Parameters, log: Callable[[str], None]) -> jobs.Result:
     """Compile for one profile, in a worker process."""
-    from control_plane.bundles import bundle_rows, read_bundle, samples_of
+    from control_plane.bundles import bundle_rows, read_bundle
     from converters.artifact import report_tree
     from converters.cache import Cache
     from converters.compile import compile_model
@@ -100,9 +106,10 @@ def work(home: str, task: jobs.Parameters, log: Callable[[str], None]) -> jobs.R
     bundle = read_bundle(blobs.get(task["bundle"]))
     calibration, holdout = bundle_rows(bundle, blobs, task["parts"])
     previous = read_bundle(blobs.get(task["previous"])).source if task["previous"] else None
-    gated = bool(previous and task["gate_parts"])
-    if previous and not gated:
-        log(f"{task['profile']}: no labelled windows from the field: not gated against {task['previous_version']}")
+    field, field_of, ungated = _field(bundle, previous, holdout, blobs=blobs, gate_parts=task["gate_parts"])
+    if previous:
+        gated = f"on {field_of}" if field else f"not: {ungated}"
+        log(f"{task['profile']}: gated against version {task['previous_version']} {gated}")
     outcome = compile_model(
         bundle.source,
         load_profile(task["profile"]),
@@ -111,8 +118,10 @@ def work(home: str, task: jobs.Parameters, log: Callable[[str], None]) -> jobs.R
         created=task["created"],
         calibration=calibration,
         holdout=holdout,
-        field=samples_of(blobs, task["gate_parts"]).rows(bundle.source.inputs[0].name) if gated else None,
-        previous=previous if gated else None,
+        field=field,
+        previous=previous if field else None,
+        field_of=field_of,
+        ungated=ungated,
         lineage={**bundle.lineage, "bundle_sha256": task["bundle"]},
         window_n=task["window_n"],
         budget_s=task["budget_s"],
@@ -134,6 +143,27 @@ def work(home: str, task: jobs.Parameters, log: Callable[[str], None]) -> jobs.R
             "second": {"manifest": second.pop(MANIFEST, ""), "files": second},
         },
     }
+
+
+def _field(
+    bundle: "Bundle", previous: "Source | None", holdout: "Rows", *, blobs: Blobs, gate_parts: Sequence[str]
+) -> "tuple[Rows | None, str, str]":
+    """Return the rows to gate a version against its predecessor on, what they are, and else why there are none."""
+    from control_plane.bundles import field_rows, unlike
+    from converters.gate_report import FIELD, OWN
+
+    if previous is None:
+        return None, FIELD, ""
+    if reason := unlike(bundle.source, previous):
+        return None, FIELD, reason
+    if gate_parts:
+        return field_rows(bundle.source, blobs, gate_parts), FIELD, ""
+    if not bundle.imported:
+        return None, FIELD, "there are no labelled windows from the field"
+    # samples that came with a model are the best judge of it that there is: it learnt elsewhere
+    if holdout.truth is not None:
+        return holdout, OWN, ""
+    return None, OWN, "there are no labelled windows from the field, and the model's samples have no truth"
 
 
 def finish(session: Session, task: jobs.Parameters, results: list[jobs.Result], now: datetime) -> jobs.Result:

@@ -103,6 +103,7 @@ def claim(plane: Plane, session: Session, request: EnrolRequest) -> Enrolled:
         session.add(device)
     device.profile, device.group, device.state = token.profile, token.group, "enrolled"
     device.certificate_serial, device.certificate_expires = issued.serial, issued.expires
+    device.public_key = authority.public_pem(csr)
     token.uses_left -= 1
     events.record(session, "enrol", name, f"{name} enrolled as {token.profile}", profile=token.profile)
     return Enrolled(

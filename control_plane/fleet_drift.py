@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from control_plane.builds import find_build
 from control_plane.drift_tracks import Artifact, Counted, Track, Version, shared, worst_severity
 from control_plane.events import record
-from control_plane.schema import Build, Device, Finding, Window
+from control_plane.schema import Device, Finding, Window
 from skerry import drift
 from skerry.errors import SkerryError
 
@@ -159,11 +160,12 @@ class _Fleet:
 
     def _artifact(self, plane: "Plane", session: Session, manifest: str) -> Artifact | None:
         if manifest not in self._artifacts:
-            build = session.scalars(select(Build).where(Build.manifest.startswith(manifest)).limit(1)).first()
+            build = find_build(session, manifest)
             if build is None:
                 return None
             try:
-                monitor = drift.Monitor.from_json(json.loads(plane.blobs.get(build.manifest))["monitor"])
+                whole = build.second if build.second.startswith(manifest) else build.manifest
+                monitor = drift.Monitor.from_json(json.loads(plane.blobs.get(whole))["monitor"])
             except (SkerryError, drift.Rejected, ValueError, KeyError) as error:
                 _log.warning("drift: the manifest %s of %s has no usable monitor: %s", manifest, build.model, error)
                 return None

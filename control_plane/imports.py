@@ -3,7 +3,8 @@
 An upload is one npz of three members: `model` and `samples` (the bytes of the two files, as uint8) and `options` (JSON,
 as uint8). Samples are an npz themselves: one array per input of the model, rows first (`X` where there is one input),
 and where they are known `y` (the class of each row) and `group` (who or what each row is from). Without `y` a build is
-gated by its agreement with the float model and the error of its outputs.
+gated by its agreement with the float model and the error of its outputs. A data set may be named whose labelled windows
+from the field (parts of the role `gate`) a version is held against its predecessor on; none of it calibrates or trains.
 """
 
 import hashlib
@@ -16,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from sqlalchemy.orm import Session
 
-from control_plane import jobs
+from control_plane import datasets, jobs
 from control_plane.home import Home
+from control_plane.refusals import Unknown
 from control_plane.schema import Job
 from control_plane.store import Blobs
 from control_plane.train_job import add_version, job_key
@@ -38,10 +40,11 @@ NAMES = ("labels", "feature_names")
 SHAPES = "shapes"
 
 
-def ask(session: Session, blobs: Blobs, *, model: str, upload: bytes, now: datetime) -> Job:
+def ask(session: Session, blobs: Blobs, *, model: str, upload: bytes, now: datetime, dataset: str = "") -> Job:
     """Keep the files of an upload and ask for their import; the same upload again is the same job, and version.
 
     Raises:
+        Unknown: there is no such data set.
         Rejected: the name, the upload or an option is not one.
     """
     check_name(model, "model")
@@ -54,13 +57,15 @@ def ask(session: Session, blobs: Blobs, *, model: str, upload: bytes, now: datet
         "file": blobs.put(members["model"].tobytes()),
         "samples": blobs.put(members["samples"].tobytes()),
         "options": _options(members["options"].tobytes()),
+        "dataset": dataset,
+        "windows": _windows(session, dataset) if dataset else {},
     }
     return jobs.ask(session, kind="import", parameters=parameters, key=job_key("import", parameters), now=now)
 
 
 def work(home: str, task: jobs.Parameters, log: Callable[[str], None]) -> jobs.Result:
     """Check, normalise and try the model on its samples, in a worker process; a runtime meets it in a child alone."""
-    from control_plane.bundles import IMPORT, Bundle
+    from control_plane.bundles import IMPORT, Bundle, check_windows
     from converters.source import import_model, run_reference
 
     blobs = Blobs(Home(Path(home)).blobs)
@@ -75,10 +80,12 @@ def work(home: str, task: jobs.Parameters, log: Callable[[str], None]) -> jobs.R
         shapes={name: tuple(shape) for name, shape in options.get(SHAPES, {}).items()},
     )
     log(f"{source.format}: {_shown(source)}")
+    if task["windows"]:
+        check_windows(source, shape=task["windows"]["shape"], labels=task["windows"]["labels"])
     rows = read_rows(blobs.get(task["samples"]), source)
-    calibration, holdout = split_rows(rows)
+    calibration, holdout = split_rows(rows, stateful=source.stateful)
     metrics: dict[str, Any] = {"rows_calibration": len(calibration), "rows_held_out": len(holdout)}
-    outputs = run_reference(source, dict(holdout.inputs))
+    outputs = run_reference(source, dict(holdout.inputs), starts=holdout.starts())
     if holdout.truth is not None and source.probabilities:
         labels = outputs[source.probabilities].reshape(len(holdout), -1).argmax(axis=1)
         metrics["accuracy"] = float(np.mean(labels == holdout.truth))
@@ -96,7 +103,8 @@ def work(home: str, task: jobs.Parameters, log: Callable[[str], None]) -> jobs.R
 def finish(session: Session, task: jobs.Parameters, results: list[jobs.Result], now: datetime) -> jobs.Result:
     """Write the new version."""
     (imported,) = results
-    return add_version(session, imported, model=task["model"], dataset="", parts=[task["samples"]], now=now)
+    model, dataset = task["model"], task["dataset"]
+    return add_version(session, imported, model=model, dataset=dataset, parts=[task["samples"]], now=now)
 
 
 def read_rows(data: bytes, source: "Source") -> Rows:
@@ -126,23 +134,39 @@ def read_rows(data: bytes, source: "Source") -> Rows:
     return Rows(inputs=inputs, truth=truth if source.labels else None, groups=groups)
 
 
-def split_rows(rows: Rows) -> tuple[Rows, Rows]:
+def split_rows(rows: Rows, *, stateful: bool = False) -> tuple[Rows, Rows]:
     """Return (calibration, held out): whole groups apart where there are two or more, else every other row.
 
-    The model learnt elsewhere, so both halves judge nothing but the conversion; drawn with a fixed seed.
+    The model learnt elsewhere, so both halves judge nothing but the conversion; drawn with a fixed seed. For a model
+    with a state rows stay consecutive: each group is one sequence, and without groups the second half is held out.
     """
     draw = np.random.default_rng(1)
+    if stateful and rows.groups is not None:
+        rows = rows.where(np.argsort(rows.groups, kind="stable"))
     held_out = np.zeros(len(rows), dtype=bool)
     present = np.unique(rows.groups) if rows.groups is not None else np.empty(0)
     if rows.groups is not None and len(present) > 1:
         held_out = np.isin(rows.groups, draw.permutation(present)[: (len(present) + 1) // 2])
+    elif stateful:
+        held_out[len(rows) // 2 :] = True
     else:
         held_out[draw.permutation(len(rows))[len(rows) // 2 :]] = True
     # so many that ranges are known, so few that static quantisation does not take minutes
     learnt = np.flatnonzero(~held_out)
-    if len(learnt) > MOST_CALIBRATION_ROWS:
+    if stateful:
+        learnt = learnt[:MOST_CALIBRATION_ROWS]
+    elif len(learnt) > MOST_CALIBRATION_ROWS:
         learnt = np.sort(draw.permutation(learnt)[:MOST_CALIBRATION_ROWS])
     return rows.where(learnt), rows.where(held_out)
+
+
+def _windows(session: Session, dataset: str) -> dict[str, Any]:
+    """Return the shape and labels of a data set's windows, which all its parts share."""
+    check_name(dataset, "data set")
+    part = next(iter(datasets.parts(session, dataset)), None)
+    if part is None:
+        raise Unknown(f"data set: expected one with parts, got {dataset!r}; add some: skerry data add {dataset}")
+    return {"shape": part.summary["shape"], "labels": part.summary["labels"]}
 
 
 def _options(data: bytes) -> dict[str, Any]:

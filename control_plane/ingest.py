@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from control_plane import evidence
 from control_plane.events import record
 from control_plane.outbox_mark import MAX_SEQUENCE, Mark, is_new, take
 from control_plane.schema import Deployment, Device, Gap, OutboxMark, Window
@@ -149,6 +150,8 @@ def _merge(session: Session, device: str, epoch: str, entry: messages.Entry, now
             _merge_window(session, device, epoch, entry, body, now)
         elif entry.kind == "deployment":
             _merge_deployment(session, device, entry, codec.decode(messages.DeploymentEvent, body), now)
+        elif entry.kind == "evidence":
+            evidence.take(session, device, body)
         elif entry.kind == "gap":
             gap = codec.decode(messages.Gap, body)
             if not (

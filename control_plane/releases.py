@@ -133,11 +133,18 @@ def blobs(session: Session, release: Release) -> dict[str, int]:
 
 
 def _list_build(plane: Plane, build: Build) -> dict[str, TargetFile]:
-    files: dict[str, str] = {**build.files, MANIFEST: build.manifest}
+    """Return the target entries of a build, and of the second one beside it where the gate kept two."""
+    second = build.report.get("second") or {}
+    # noted here and not when it was compiled: what is not listed cannot be assigned
+    build.second = str(second.get("manifest", ""))
+    kept = [(False, build.manifest, build.files)]
+    if build.second:
+        kept.append((True, build.second, second["files"]))
     listed = {}
-    for name, sha256 in files.items():
-        path = target_name(build.model, build.version, build.profile, name)
-        listed[path] = TargetFile(len(plane.blobs.get(sha256)), {"sha256": sha256}, path)
+    for is_second, manifest, files in kept:
+        for name, sha256 in {**files, MANIFEST: manifest}.items():
+            path = target_name(build.model, build.version, build.profile, name, second=is_second)
+            listed[path] = TargetFile(len(plane.blobs.get(sha256)), {"sha256": sha256}, path)
     return listed
 
 

@@ -10,6 +10,11 @@ asked, which actions bring a rollout forward; when nothing has changed since its
             waiting -> committed   when the device already runs what it would be given
             waiting -> left-out    when the device was revoked meanwhile
 
+Where a release has two builds for a profile (a `Contest`), the first devices of that profile, three at most, measure
+both, and the others of their wave wait for the choice; so does the next wave, as for everything in this one. Whoever
+ran the build that lost gets the other one by a further attempt in the same wave, and a failure of the lost build fails
+no wave: until the choice is made nobody knows which that is.
+
 Drift is not among the inputs: it never promotes a release, and the operator starts and cancels rollouts.
 """
 
@@ -24,6 +29,8 @@ from skerry.errors import Rejected
 
 MAX_WAVES = 64
 SETTLED = frozenset({"committed", "left-out"})
+ENDED = SETTLED | {"failed"}
+MAX_WITNESSES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +62,7 @@ class Wave:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """A deployment as it stands; `manifest` is what it would bring to the device."""
+    """A deployment as it stands; `manifest` is what it would bring, `measures` whether it measures two builds."""
 
     id: str
     wave: int
@@ -63,6 +70,21 @@ class Attempt:
     manifest: str
     state: str
     reason: str = ""
+    profile: str = ""
+    measures: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Contest:
+    """The manifests of a profile's two builds; `chosen` is one of them, or empty while nothing was chosen."""
+
+    first: str
+    second: str
+    chosen: str = ""
+
+    def lost(self, manifest: str) -> bool:
+        """Say whether a build was measured and not chosen."""
+        return self.chosen != "" and manifest in (self.first, self.second) and manifest != self.chosen
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +112,22 @@ class EndWave:
 
 @dataclass(frozen=True, slots=True)
 class Assign:
-    """Tell the device, through the director, to run what the attempt brings."""
+    """Tell the device, through the director, to run what the attempt brings, and to `measure` the other build too."""
+
+    attempt: str
+    measure: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Choose:
+    """Let the evidence choose between the two builds of a profile."""
+
+    profile: str
+
+
+@dataclass(frozen=True, slots=True)
+class Replace:
+    """Add an attempt, in the same wave, that brings the chosen build to the device of this one."""
 
     attempt: str
 
@@ -112,13 +149,21 @@ class EndRollout:
     reason: str = ""
 
 
-Action = StartWave | EndWave | Assign | Settle | EndRollout
+Action = StartWave | EndWave | Assign | Settle | EndRollout | Choose | Replace
+NO_CONTESTS: Mapping[str, Contest] = {}
 
 
 def plan(
-    state: str, waves: Sequence[Wave], attempts: Sequence[Attempt], devices: Mapping[str, DeviceNow]
+    state: str,
+    waves: Sequence[Wave],
+    attempts: Sequence[Attempt],
+    devices: Mapping[str, DeviceNow],
+    contests: Mapping[str, Contest] = NO_CONTESTS,
 ) -> tuple[Action, ...]:
-    """Return what brings a rollout in `state` forward by one step: nothing unless it is running."""
+    """Return what brings a rollout in `state` forward by one step: nothing unless it is running.
+
+    `contests` are the profiles for which the release has two builds.
+    """
     if state != "running":
         return ()
     wave = next((wave for wave in waves if wave.state != "done"), None)
@@ -126,16 +171,18 @@ def plan(
         return (EndRollout("done"),)
 
     mine = [attempt for attempt in attempts if attempt.wave == wave.number]
-    failed = [attempt for attempt in mine if attempt.state == "failed"]
+    failed = [attempt for attempt in mine if attempt.state == "failed" and not _excused(attempt, contests)]
     if failed:
         return (EndWave(wave.number, "failed"), EndRollout("paused", _reason(failed)))
-    if all(attempt.state in SETTLED for attempt in mine):
+    chosen = _choose(mine, contests) or _replace(mine, contests)
+    if chosen:
+        return chosen
+    if all(attempt.state in ENDED for attempt in mine):
         last = wave.number == waves[-1].number
         return (EndWave(wave.number, "done"), *((EndRollout("done"),) if last else ()))
 
     start = (StartWave(wave.number),) if wave.state == "waiting" else ()
-    waiting = [attempt for attempt in mine if attempt.state == "waiting"]
-    return (*start, *(_next(attempt, devices.get(attempt.device)) for attempt in waiting))
+    return (*start, *_assign(mine, devices, contests))
 
 
 def spread(
@@ -172,6 +219,58 @@ def spread(
         why = f" ({'; '.join(obstacles[:3])})" if obstacles else ""
         raise Rejected(f"rollout: expected at least one device that can take the release, got none{why}")
     return tuple(waves)
+
+
+def _excused(attempt: Attempt, contests: Mapping[str, Contest]) -> bool:
+    """Say whether a failure is one of the build that lost, or may turn out to be."""
+    contest = contests.get(attempt.profile)
+    if contest is None:
+        return False
+    return contest.lost(attempt.manifest) if contest.chosen else attempt.measures
+
+
+def _choose(mine: Sequence[Attempt], contests: Mapping[str, Contest]) -> tuple[Action, ...]:
+    """Choose for each profile whose witnesses have all ended; no more evidence can come then."""
+    witnesses: dict[str, list[Attempt]] = {}
+    for attempt in mine:
+        if attempt.measures and attempt.profile in contests and not contests[attempt.profile].chosen:
+            witnesses.setdefault(attempt.profile, []).append(attempt)
+    return tuple(
+        Choose(profile)
+        for profile, asked in sorted(witnesses.items())
+        if all(attempt.state in ENDED for attempt in asked)
+    )
+
+
+def _replace(mine: Sequence[Attempt], contests: Mapping[str, Contest]) -> tuple[Action, ...]:
+    """Bring the chosen build to the devices that ran the other one."""
+    brought = {(attempt.device, attempt.manifest) for attempt in mine}
+    return tuple(
+        Replace(attempt.id)
+        for attempt in mine
+        if attempt.state in ("committed", "failed")
+        and attempt.profile in contests
+        and contests[attempt.profile].lost(attempt.manifest)
+        and (attempt.device, contests[attempt.profile].chosen) not in brought
+    )
+
+
+def _assign(mine: Sequence[Attempt], devices: Mapping[str, DeviceNow], contests: Mapping[str, Contest]) -> list[Action]:
+    """Assign what waits; of a profile with two builds, while none is chosen, to the first devices alone."""
+    witnesses = Counter(attempt.profile for attempt in mine if attempt.measures)
+    actions = []
+    for attempt in mine:
+        if attempt.state != "waiting":
+            continue
+        action = _next(attempt, devices.get(attempt.device))
+        contest = contests.get(attempt.profile)
+        if isinstance(action, Assign) and contest is not None and not contest.chosen:
+            if witnesses[attempt.profile] >= MAX_WITNESSES:
+                continue
+            witnesses[attempt.profile] += 1
+            action = Assign(attempt.id, measure=True)
+        actions.append(action)
+    return actions
 
 
 def _next(attempt: Attempt, device: DeviceNow | None) -> Action:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from control_plane import director
+from control_plane import director, second_builds
+from control_plane.builds import find_build
 from control_plane.events import record
 from control_plane.refusals import Conflict, Unknown
 from control_plane.rollout_planner import (
@@ -20,9 +21,11 @@ from control_plane.rollout_planner import (
     Assign,
     Attempt,
     Candidate,
+    Choose,
     DeviceNow,
     EndRollout,
     EndWave,
+    Replace,
     Settle,
     StartWave,
     WaveRequest,
@@ -145,7 +148,8 @@ def _plan(session: Session, number: int) -> tuple[Action, ...]:
     deployments = list(
         session.scalars(select(Deployment).where(Deployment.rollout == number).order_by(Deployment.wave, Deployment.id))
     )
-    devices = session.scalars(select(Device).where(Device.name.in_([one.device for one in deployments])))
+    named = select(Device).where(Device.name.in_([one.device for one in deployments]))
+    devices = {device.name: device for device in session.scalars(named)}
     return plan(
         rollout.state,
         [WaveNow(number=wave.number, state=wave.state) for wave in waves],
@@ -157,6 +161,8 @@ def _plan(session: Session, number: int) -> tuple[Action, ...]:
                 manifest=one.manifest,
                 state=one.state,
                 reason=one.reason,
+                profile=devices[one.device].profile,
+                measures=one.measures != "",
             )
             for one in deployments
         ],
@@ -164,8 +170,9 @@ def _plan(session: Session, number: int) -> tuple[Action, ...]:
             device.name: DeviceNow(
                 manifest=str(device.reported.get("manifest", "")), enrolled=device.state == "enrolled"
             )
-            for device in devices
+            for device in devices.values()
         },
+        second_builds.contests(session, rollout.release),
     )
 
 
@@ -184,10 +191,14 @@ def _do(
             record(
                 session, "wave", str(number), f"rollout {number}: wave {row.name} {state}", rollout=number, wave=wave
             )
-        case Assign(attempt):
+        case Assign(attempt, measure):
             deployment = session.get_one(Deployment, attempt)
             deployment.state, deployment.assigned_at = "assigned", now
-            return [(deployment.device, _assign(plane, session, deployment))]
+            return [(deployment.device, _assign(plane, session, deployment, measure=measure))]
+        case Choose(profile):
+            second_builds.choose(session, session.get_one(Rollout, number), profile, now=now)
+        case Replace(attempt):
+            second_builds.replace(session, session.get_one(Deployment, attempt))
         case Settle(attempt, state, reason):
             _settle(session.get_one(Deployment, attempt), state, reason, now)
         case EndRollout(state, reason):
@@ -199,10 +210,17 @@ def _do(
     return []
 
 
-def _assign(plane: "Plane", session: Session, deployment: Deployment) -> AssignMessage:
+def _assign(plane: "Plane", session: Session, deployment: Deployment, *, measure: bool) -> AssignMessage:
     release = session.get_one(Release, deployment.release)
     device = session.get_one(Device, deployment.device)
-    target = target_name(release.model, release.version, device.profile, "manifest.json")
+    contest = second_builds.contests(session, release.name).get(device.profile)
+    is_second = contest is not None and deployment.manifest == contest.second
+    target, other = (
+        target_name(release.model, release.version, device.profile, "manifest.json", second=second)
+        for second in (is_second, not is_second)
+    )
+    if measure and contest is not None:
+        deployment.measures = contest.first if is_second else contest.second
     # the director fills in the counter and the time
     terms = Terms(
         device=device.name,
@@ -211,6 +229,8 @@ def _assign(plane: "Plane", session: Session, deployment: Deployment) -> AssignM
         deployment=deployment.id,
         release=release.name,
         rollback=_is_older(session, release, device),
+        measure=other if deployment.measures else "",
+        measure_sha256=deployment.measures,
     )
     message = director.assign(plane, session, device=device.name, terms=terms, target=target)
     record(
@@ -227,7 +247,7 @@ def _assign(plane: "Plane", session: Session, deployment: Deployment) -> AssignM
 
 
 def _is_older(session: Session, release: Release, device: Device) -> bool:
-    running = session.scalars(select(Build).where(Build.manifest == str(device.reported.get("manifest", "")))).first()
+    running = find_build(session, str(device.reported.get("manifest", "")))
     return running is not None and running.model == release.model and running.version > release.version
 
 
@@ -237,7 +257,8 @@ def _settle(deployment: Deployment, state: str, reason: str, now: datetime) -> N
 
 def _manifests(session: Session, release: Release) -> dict[str, str]:
     builds = select(Build).where(Build.model == release.model, Build.version == release.version, Build.manifest != "")
-    return {build.profile: build.manifest for build in session.scalars(builds)}
+    chosen = {profile: contest.chosen for profile, contest in second_builds.contests(session, release.name).items()}
+    return {build.profile: chosen.get(build.profile) or build.manifest for build in session.scalars(builds)}
 
 
 def _candidates(session: Session, manifests: dict[str, str]) -> list[Candidate]:

@@ -7,7 +7,7 @@ artifacts are not here but in the object store, named by SHA-256.
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, DateTime, ForeignKey, Index, LargeBinary, String, UniqueConstraint
+from sqlalchemy import JSON, DateTime, ForeignKey, Index, LargeBinary, String, Text, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
@@ -42,7 +42,10 @@ class Table(DeclarativeBase):
 
 
 class Device(Table):
-    """One agent identity. `reported` is the last `Reported` message, `state` is enrolled or revoked."""
+    """One agent identity. `reported` is the last `Reported` message, `state` is enrolled or revoked.
+
+    `public_key` (PEM) is what the device's signatures are checked with; empty where it enrolled before it was kept.
+    """
 
     __tablename__ = "device"
     name: Mapped[str] = mapped_column(String(63), primary_key=True)
@@ -56,6 +59,7 @@ class Device(Table):
     last_seen: Mapped[datetime | None]
     reported: Mapped[dict[str, Any]] = mapped_column(default=dict)
     assign_counter: Mapped[int] = mapped_column(default=0)
+    public_key: Mapped[str] = mapped_column(Text, default="")
 
 
 class ClaimToken(Table):
@@ -102,7 +106,8 @@ class Build(Table):
     """The outcome of compiling one model version for one profile: the gate's report and, if passed, the artifact.
 
     `gate` is passed, refused or "not run"; `manifest` is the SHA-256 of the artifact's manifest, empty unless passed;
-    `files` maps file names to SHA-256; `report` is the gate report with its candidates.
+    `files` maps file names to SHA-256; `report` is the gate report with its candidates. `second` is the SHA-256 of the
+    manifest of the other build that a release lists for the profile, if it does; its files are in the report.
     """
 
     __tablename__ = "build"
@@ -113,6 +118,7 @@ class Build(Table):
     profile: Mapped[str] = mapped_column(String(63))
     gate: Mapped[str] = mapped_column(String(8))
     manifest: Mapped[str] = mapped_column(String(64), default="", index=True)
+    second: Mapped[str] = mapped_column(String(64), default="", index=True)
     files: Mapped[dict[str, Any]] = mapped_column(default=dict)
     report: Mapped[dict[str, Any]] = mapped_column(default=dict)
     built_at: Mapped[datetime]
@@ -121,7 +127,8 @@ class Build(Table):
 class Release(Table):
     """One model version with its artifact for each profile. `payload` is the unsigned targets metadata to sign.
 
-    `state`: staged (signatures missing), live (threshold met, published), revoked.
+    `state`: staged (signatures missing), live (threshold met, published), revoked. `choices` says by profile which of
+    two builds the first devices chose, and why; profiles with one build are not in it.
     """
 
     __tablename__ = "release"
@@ -132,6 +139,7 @@ class Release(Table):
     payload: Mapped[bytes] = mapped_column(LargeBinary)
     created_at: Mapped[datetime]
     live_at: Mapped[datetime | None]
+    choices: Mapped[dict[str, Any]] = mapped_column(default=dict)
 
 
 class Rollout(Table):
@@ -159,7 +167,11 @@ class Wave(Table):
 
 
 class Deployment(Table):
-    """One device's attempt. `state` is waiting (not assigned yet), then a lifecycle state as the device reports it."""
+    """One device's attempt. `state` is waiting (not assigned yet), then a lifecycle state as the device reports it.
+
+    `measures` is the SHA-256 of the other build's manifest where the device measures that one too; `evidence` is what
+    it said of both, with its signature, once that was verified.
+    """
 
     __tablename__ = "deployment"
     __table_args__ = (Index("ix_deployment_rollout", "rollout", "wave"),)
@@ -176,6 +188,8 @@ class Deployment(Table):
     assigned_at: Mapped[datetime | None]
     ended_at: Mapped[datetime | None]
     committed_event_time: Mapped[float | None]
+    measures: Mapped[str] = mapped_column(String(64), default="")
+    evidence: Mapped[dict[str, Any]] = mapped_column(default=dict)
 
 
 class TufMetadata(Table):

@@ -96,7 +96,7 @@ def add_version(
             trained_at=now,
         )
     )
-    done = "trained" if dataset else "imported"
+    done = "imported" if made["recipe"]["kind"] == "import" else "trained"
     accuracy = made["metrics"].get("accuracy")
     known = "its samples have no truth" if accuracy is None else f"accuracy {accuracy:.3f} on held-out rows"
     text = f"{model} {version} is {done}: {known}"

@@ -49,14 +49,11 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.kind != KINDS[0]:
             raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {self.kind!r}")
-        if not self.features or set(self.features) - set(FEATURES) or len(set(self.features)) != len(self.features):
-            raise ValueError(f"features: expected distinct ones of {', '.join(FEATURES)}, got {list(self.features)}")
+        check_shared(self)
         if not self.hidden or not all(1 <= width <= 1024 for width in self.hidden):
             raise ValueError(f"hidden: expected one or more widths from 1 to 1024, got {list(self.hidden)}")
-        if not 0 < self.validation_share < 1:
-            raise ValueError(f"validation_share: expected a share between 0 and 1, got {self.validation_share}")
-        if not 1 <= self.max_iter <= 10_000 or self.alpha < 0 or self.seed < 0:
-            raise ValueError("expected max_iter from 1 to 10000, alpha and seed of 0 or more")
+        if not 1 <= self.max_iter <= 10_000 or self.alpha < 0:
+            raise ValueError("expected max_iter from 1 to 10000 and alpha of 0 or more")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,6 +91,17 @@ class Trained:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise Rejected(f"trained model: expected {FORMAT}, got an npz with {sorted(arrays)[:6]}") from error
+
+
+def check_shared(recipe: "Recipe | TreeRecipe") -> None:
+    """Raise `ValueError` unless the fields that recipes of every kind have are right."""
+    features = recipe.features
+    if not features or set(features) - set(FEATURES) or len(set(features)) != len(features):
+        raise ValueError(f"features: expected distinct ones of {', '.join(FEATURES)}, got {list(features)}")
+    if not 0 < recipe.validation_share < 1:
+        raise ValueError(f"validation_share: expected a share between 0 and 1, got {recipe.validation_share}")
+    if recipe.seed < 0:
+        raise ValueError(f"seed: expected 0 or more, got {recipe.seed}")
 
 
 def recipe_from(tree: dict[str, Any]) -> "Recipe | TreeRecipe":
@@ -158,17 +166,11 @@ def train(
             groups or channels are not those of the data.
     """
     names = tuple(labels)
-    samples = prepare(windows, truth, groups, labels=names)
-    recipe = replace(
-        recipe,
-        channels=channel_names(recipe.channels, samples),
-        validation_groups=validation_groups(recipe, np.unique(samples.groups)),
-    )
-    learnt, held_out = split(recipe, samples, labels=names)
+    recipe, samples, learnt, held_out = prepare(recipe, windows, truth, groups, labels=names)
     log(f"training on {len(learnt)} windows of groups {np.unique(learnt.groups).tolist()}")
     pipeline = fit(recipe, learnt)
     network = network_of(pipeline, recipe=recipe, steps=samples.windows.shape[1], labels=names)
-    metrics = _metrics(network, learnt, held_out)
+    metrics = metrics_of(lambda rows: network.forward(rows.windows).labels, learnt, held_out)
     held = f"held-out groups {list(recipe.validation_groups)}"
     log(f"{held}: accuracy {metrics['accuracy']:.3f} on {len(held_out)} windows")
     return Trained(network=network, recipe=recipe, metrics=metrics, lineage=lineage_of(recipe, samples))
@@ -214,9 +216,20 @@ def network_of(pipeline: Any, *, recipe: Recipe, steps: int, labels: tuple[str, 
     )
 
 
-def prepare(windows: Array, truth: Array, groups: Array, *, labels: Sequence[str]) -> Samples:
-    """Return arrays as samples to train on; raises `Rejected` when they do not fit each other or the labels."""
-    return check_samples(windows, truth, groups, labels=len(labels), what="training data")
+def prepare(
+    recipe: R, windows: Array, truth: Array, groups: Array, *, labels: Sequence[str]
+) -> tuple[R, Samples, Samples, Samples]:
+    """Return the recipe with its channels and held-out groups filled in, all samples, those to learn from, the others.
+
+    Raises:
+        Rejected: the arrays do not fit each other, the labels or the recipe.
+    """
+    samples = check_samples(windows, truth, groups, labels=len(labels), what="training data")
+    channels = channel_names(recipe.channels, samples)
+    held = validation_groups(recipe, np.unique(samples.groups))
+    recipe = replace(recipe, channels=channels, validation_groups=held)
+    learnt, held_out = split(recipe, samples, labels=labels)
+    return recipe, samples, learnt, held_out
 
 
 def validation_groups(recipe: "Recipe | TreeRecipe", present: Array) -> tuple[int, ...]:
@@ -239,12 +252,13 @@ def channel_names(named: tuple[str, ...], samples: Samples) -> tuple[str, ...]:
     return channels
 
 
-def _metrics(network: Network, learnt: Samples, held_out: Samples) -> dict[str, Any]:
-    right = network.forward(held_out.windows).labels == held_out.truth
+def metrics_of(labels_of: Callable[[Samples], Array], learnt: Samples, held_out: Samples) -> dict[str, Any]:
+    """Return rows and accuracy of both halves, and accuracy by held-out group; `labels_of` is the model."""
+    right = labels_of(held_out) == held_out.truth
     return {
         "rows_learnt": len(learnt),
         "rows_held_out": len(held_out),
-        "accuracy_learnt": float(np.mean(network.forward(learnt.windows).labels == learnt.truth)),
+        "accuracy_learnt": float(np.mean(labels_of(learnt) == learnt.truth)),
         "accuracy": float(right.mean()),
         "accuracy_by_group": {
             str(group): float(right[held_out.groups == group].mean()) for group in np.unique(held_out.groups)

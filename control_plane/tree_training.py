@@ -8,7 +8,7 @@ Features are computed by the model itself, as those of `control_plane.training`,
 import json
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from control_plane.bundles import Bundle
-from control_plane.training import channel_names, lineage_of, prepare, split, validation_groups
+from control_plane.training import check_shared, lineage_of, metrics_of, prepare
 from converters.network import FEATURES, extract
 from converters.samples import Array, Samples
 from converters.trees import WindowFeatures, from_trees
@@ -49,10 +49,9 @@ class TreeRecipe:
             raise ValueError(f"ensemble: expected one of {', '.join(ENSEMBLES)}, got {self.ensemble!r}")
         if not 1 <= self.trees <= 2000 or not 1 <= self.depth <= 32:
             raise ValueError(f"expected 1 to 2000 trees of depth 1 to 32, got {self.trees} of {self.depth}")
-        if not self.features or set(self.features) - set(FEATURES) or len(set(self.features)) != len(self.features):
-            raise ValueError(f"features: expected distinct ones of {', '.join(FEATURES)}, got {list(self.features)}")
-        if not 0 < self.validation_share < 1 or not 0 < self.rate <= 1 or self.seed < 0:
-            raise ValueError("expected validation_share between 0 and 1, rate up to 1, seed of 0 or more")
+        check_shared(self)
+        if not 0 < self.rate <= 1:
+            raise ValueError(f"rate: expected one above 0 and up to 1, got {self.rate}")
 
 
 def train_trees(
@@ -70,16 +69,10 @@ def train_trees(
         Broken: the recipe asks for LightGBM, which is not installed.
     """
     names = tuple(labels)
-    samples = prepare(windows, truth, groups, labels=names)
-    recipe = replace(
-        recipe,
-        channels=channel_names(recipe.channels, samples),
-        validation_groups=validation_groups(recipe, np.unique(samples.groups)),
-    )
-    learnt, held_out = split(recipe, samples, labels=names)
+    recipe, samples, learnt, held_out = prepare(recipe, windows, truth, groups, labels=names)
     log(f"training {recipe.ensemble} on {len(learnt)} windows of groups {np.unique(learnt.groups).tolist()}")
     model = fit_trees(recipe, learnt)
-    metrics = _metrics(model, recipe, learnt, held_out)
+    metrics = metrics_of(lambda rows: _labels(model, recipe, rows), learnt, held_out)
     held = f"held-out groups {list(recipe.validation_groups)}"
     log(f"{held}: accuracy {metrics['accuracy']:.3f} on {len(held_out)} windows")
     window = WindowFeatures(steps=samples.windows.shape[1], channels=recipe.channels, features=recipe.features)
@@ -132,21 +125,8 @@ def _estimator(recipe: TreeRecipe) -> Any:
     )
 
 
-def _metrics(model: Any, recipe: TreeRecipe, learnt: Samples, held_out: Samples) -> dict[str, Any]:
-    def right(samples: Samples) -> Array:
-        columns = extract(samples.windows, recipe.features).astype(np.float32)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # as above
-            answer: Array = np.asarray(model.predict(columns)) == samples.truth
-        return answer
-
-    held = right(held_out)
-    return {
-        "rows_learnt": len(learnt),
-        "rows_held_out": len(held_out),
-        "accuracy_learnt": float(right(learnt).mean()),
-        "accuracy": float(held.mean()),
-        "accuracy_by_group": {
-            str(group): float(held[held_out.groups == group].mean()) for group in np.unique(held_out.groups)
-        },
-    }
+def _labels(model: Any, recipe: TreeRecipe, samples: Samples) -> Array:
+    columns = extract(samples.windows, recipe.features).astype(np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # as above
+        return np.asarray(model.predict(columns))

@@ -1,7 +1,8 @@
 """The artifact's folder as bytes: model, golden vectors, gate report, and the manifest that binds them by digest.
 
     manifest.json            skerry.wire.manifest.Manifest
-    model.onnx|model.tflite  the candidate that won, and beside it its other forms, such as model.c
+    model.onnx|model.tflite  the candidate that won, and beside it its other forms, such as model.c;
+    trees.c                  for trees on a microcontroller, with trees.h, and front.tflite before it where there is one
     golden.npz               each input and output of the model by name, rows first: what the candidate gave when gated
     gate.json                the gate's report
 

@@ -9,7 +9,7 @@ What was made and measured before, of equal content and by equal tools, comes fr
 import hashlib
 import platform
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -17,20 +17,22 @@ import numpy as np
 from converters.cache import Cache, key_of, tool_versions, writer_version
 from converters.candidates import Candidate, write_candidate
 from converters.checks import check_contents
-from converters.gate import Measurement, Reference
+from converters.emitted import C_FILE, FRONT_FILE, run_emitted
+from converters.gate import FLOAT, Measurement, Reference
 from converters.measure import (
     Race,
     Run,
     accuracy_by_group,
     accuracy_of,
     deflated,
+    host_features,
     labels_of,
     measure,
     race_candidate,
     run_candidate,
 )
 from converters.network import array_json, json_array
-from converters.samples import Array, Rows, join_inputs
+from converters.samples import Array, Rows, join_inputs, join_starts
 from converters.source import Source, run_reference
 from skerry.errors import Rejected
 from skerry.runtimes import Refused
@@ -39,7 +41,7 @@ from skerry.wire import codec
 from skerry.wire.manifest import Tolerance
 from skerry.wire.profile import Profile
 
-_OUTPUT = "output "
+_OUTPUT, _EXTRA = "output ", "extra "
 AGAIN_ROWS = 8
 _WRITING = threading.Lock()
 """One writer at a time: quantisers change the process's loggers and warnings. Runs go on beside it, in children."""
@@ -89,7 +91,7 @@ class Trial:
             # all that a writer or a check takes from the profile: two profiles of one runtime share their attempts
             "vnni": self.profile.runtime == "onnxruntime" and "vnni" in self.profile.features,
             "opset": self.profile.opset,
-            "machine": platform.machine(),
+            "machine": [platform.machine(), *host_features()],
             "tools": tool_versions(),
             "writer": writer_version(),
         }
@@ -121,16 +123,19 @@ class Trial:
             with _WRITING:
                 candidate = self._write(precision)
                 # what our own writers wrote passes the same checks as a stranger's file
-                check_contents(candidate.data, self.profile)
+                for data in _interpreted(candidate):
+                    check_contents(data, self.profile)
         except Rejected as error:
             return Attempt(None, {}, str(error)), True
         inputs = join_inputs(*self._parts())
-        run = run_candidate(self.profile.runtime, candidate.data, inputs)
+        run = self._run(candidate, inputs)
         if isinstance(run, Refused):
             return Attempt(candidate, {}, run.reason), False
         race = None
         if self.base is not None:
-            raced = race_candidate(self.profile.runtime, candidate.data, self.base.data, inputs, run=run)
+            # a race begins with a fresh session, and so compares what one sequence gives
+            first = {name: array[: self._starts[1]] for name, array in inputs.items()} if self._starts[1:] else inputs
+            raced = race_candidate(self.profile.runtime, candidate.data, self.base.data, first, run=run)
             if isinstance(raced, Refused):
                 return Attempt(candidate, {}, raced.reason), False
             race = raced
@@ -139,6 +144,18 @@ class Trial:
         except Rejected as error:
             return Attempt(candidate, {}, str(error)), True
         return Attempt(candidate, {name: run.outputs[name] for name in self.expected}, measured), True
+
+    def _run(self, candidate: Candidate, inputs: Mapping[str, Array]) -> Run | Refused:
+        if candidate.file == C_FILE:
+            return run_emitted(self.source, candidate.extras, inputs)
+        rows = len(next(iter(inputs.values())))
+        starts = [start for start in self._starts if start < rows]
+        return run_candidate(self.profile.runtime, candidate.data, inputs, starts=starts)
+
+    @property
+    def _starts(self) -> tuple[int, ...]:
+        """The rows that a fresh session begins with: of a stateful source, the first of every sequence of each part."""
+        return join_starts(self._parts()) if self.source.stateful else (0,)
 
     def _write(self, precision: str) -> Candidate:
         spans = {name: float(np.ptp(array)) if array.size else 0.0 for name, array in self.expected.items()}
@@ -162,7 +179,7 @@ class Trial:
     def _again(self, candidate: Candidate, run: Run) -> bool | None:
         """Say whether the first rows give equal bytes in another process."""
         first = {name: array[:AGAIN_ROWS] for name, array in join_inputs(*self._parts()).items()}
-        other = run_candidate(self.profile.runtime, candidate.data, first)
+        other = self._run(candidate, first)
         if isinstance(other, Refused):
             return None
         return all(array.tobytes() == run.outputs[name][:AGAIN_ROWS].tobytes() for name, array in other.outputs.items())
@@ -183,18 +200,28 @@ class Trial:
         return key_of({"what": "attempt", "shared": self.shared_key, "precision": precision, "base": base})
 
 
-def reference_outputs(source: Source, inputs: Mapping[str, Array], *, cache: Cache | None) -> dict[str, Array]:
-    """Return the float outputs for every row, by a child process or from the cache; raises `Rejected`."""
-    digest = hashlib.sha256(source.to_bytes()).hexdigest()
-    parts = {"what": "reference", "source": digest, "rows": Rows(inputs).digest(), "tools": tool_versions()}
-    key = key_of(parts)
+def reference_outputs(source: Source, parts: Sequence[Rows], *, cache: Cache | None) -> dict[str, Array]:
+    """Return the float outputs for every row of parts, one after the other; raises `Rejected`.
+
+    They are computed by a child process, or come from the cache. A stateful source begins each sequence anew.
+    """
+    inputs, starts = join_inputs(*parts), join_starts(parts)
+    key = key_of(
+        {
+            "what": "reference",
+            "source": hashlib.sha256(source.to_bytes()).hexdigest(),
+            "rows": Rows(inputs).digest(),
+            "starts": starts if source.stateful else (),
+            "tools": tool_versions(),
+        }
+    )
     body = cache.get(key) if cache is not None else None
     if body is not None:
         try:
             return unpack(body, what="reference")
         except Rejected:
             pass  # of another version of us
-    outputs = run_reference(source, inputs)
+    outputs = run_reference(source, inputs, starts=starts)
     if cache is not None:
         cache.put(key, pack(outputs))
     return outputs
@@ -203,7 +230,8 @@ def reference_outputs(source: Source, inputs: Mapping[str, Array], *, cache: Cac
 def reference_of(trial: Trial, base: Attempt, *, previous: Source | None) -> Reference:
     """Return what the candidates of a trial are held against: the float model, and the version that the field runs."""
     source, holdout, field = trial.source, trial.holdout, trial.field
-    data = b"" if base.candidate is None else base.candidate.data
+    # integers that were brought along are no float build, though they are what there is to be held against
+    data = base.candidate.data if base.candidate is not None and base.candidate.precision == FLOAT else b""
     accuracy: float | None = None
     by_group: dict[str, float] = {}
     if source.probabilities:
@@ -212,7 +240,7 @@ def reference_of(trial: Trial, base: Attempt, *, previous: Source | None) -> Ref
         accuracy, (by_group, _) = accuracy_of(labels, holdout), accuracy_by_group(labels, holdout)
     before = None
     if previous is not None and field is not None and previous.probabilities:
-        outputs = reference_outputs(previous, field.inputs, cache=trial.cache)
+        outputs = reference_outputs(previous, [field], cache=trial.cache)
         before = accuracy_of(labels_of(outputs[previous.probabilities]), field)
     return Reference(
         accuracy=accuracy,
@@ -223,6 +251,13 @@ def reference_of(trial: Trial, base: Attempt, *, previous: Source | None) -> Ref
         accuracy_by_group=by_group,
         float_deflated_bytes=deflated(data) if data else 0,
     )
+
+
+def _interpreted(candidate: Candidate) -> tuple[bytes, ...]:
+    """Return the files of a candidate that a runtime loads: of emitted C, what is before it."""
+    if candidate.file == C_FILE:
+        return tuple(data for name, data in candidate.extras.items() if name == FRONT_FILE)
+    return (candidate.data,)
 
 
 def rows_of(outputs: Mapping[str, Array], rows: "slice | Array") -> dict[str, Array]:
@@ -244,8 +279,10 @@ def _packed(attempt: Attempt) -> bytes:
         },
     }
     model = np.frombuffer(b"" if candidate is None else candidate.data, dtype=np.uint8)
+    extras = {} if candidate is None else candidate.extras
+    beside = {_EXTRA + name: np.frombuffer(data, dtype=np.uint8) for name, data in extras.items()}
     outputs = {_OUTPUT + name: array for name, array in attempt.outputs.items()}
-    return pack({"attempt": json_array(text), "model": model, **outputs})
+    return pack({"attempt": json_array(text), "model": model, **beside, **outputs})
 
 
 def _unpacked(body: bytes) -> Attempt:
@@ -260,6 +297,7 @@ def _unpacked(body: bytes) -> Attempt:
             data=arrays["model"].tobytes(),
             tolerances={name: codec.from_tree(Tolerance, tree) for name, tree in described["tolerances"].items()},
             recipe=described["recipe"],
+            extras={n.removeprefix(_EXTRA): array.tobytes() for n, array in arrays.items() if n.startswith(_EXTRA)},
         )
     return Attempt(
         candidate=candidate,

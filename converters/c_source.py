@@ -93,10 +93,10 @@ def dense_front(tflite: bytes) -> bytes:
     return cut_front(tflite)
 
 
-def emit_trees(onnx: bytes, name: str = "model") -> dict[str, bytes]:
-    """Return the TreeEnsembleClassifier or TreeEnsembleRegressor of an ONNX model as C.
+def emit_trees(onnx: bytes, name: str = "model", *, labels: tuple[str, ...] = ()) -> dict[str, bytes]:
+    """Return the TreeEnsembleClassifier or TreeEnsembleRegressor of an ONNX model as C, with the softmax behind it.
 
     Raises:
-        Rejected: there is no such operator, or an attribute of it that is not known; names it.
+        Rejected: there is no such operator, or one of its attributes or an operator behind it is not known; names it.
     """
-    return write_trees(read_trees(onnx), checked_name(name))
+    return write_trees(read_trees(onnx), checked_name(name), labels=labels)

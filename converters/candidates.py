@@ -1,17 +1,20 @@
 """One candidate: a precision's name, the writer behind it, its golden tolerances, and the recipe to make it again.
 
 A TFLite file that was brought along is a candidate as it is: nothing is written anew, and ONNX profiles are refused.
+Trees for a microcontroller have one form, C in float32 (`converters.emitted`).
 """
 
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from converters.emitted import C_FILE, emit, wants_c
 from converters.gate import FLOAT
 from converters.onnx_candidates import write_onnx
 from converters.samples import Array
 from converters.source import TFLITE, Source
 from converters.tflite import write_tflite
+from converters.tflite_face import precision_of
 from skerry.errors import Rejected
 from skerry.wire.manifest import Tolerance
 from skerry.wire.profile import Profile
@@ -48,16 +51,18 @@ class Candidate:
 
 
 def precisions_of(source: Source, profile: Profile) -> tuple[str, ...]:
-    """Return what to write for a profile, the float form first: candidates are held against it.
+    """Return what to write for a profile, the form first that the others are held against: float, or as brought along.
 
     Raises:
         Rejected: the source is a TFLite file, and the profile's runtime is not of its family.
     """
+    if wants_c(source, profile):
+        return (FLOAT,)
     if source.format != TFLITE:
         return (FLOAT, *(each for each in profile.precision if each != FLOAT))
     if profile.runtime == "onnxruntime":
         raise Rejected(f"source: expected ONNX for {profile.name}, got TFLite: bring the model along as ONNX")
-    return (FLOAT,)
+    return (precision_of(source.data),)
 
 
 def write_candidate(
@@ -83,7 +88,12 @@ def write_candidate(
     tolerances = {spec.name: _tolerance(precision, spans.get(spec.name, 1.0)) for spec in source.outputs}
     if source.format == TFLITE:
         brought = {"writer": "none: the file as it was brought along"}
-        return Candidate(FLOAT, "model.tflite", source.data, tolerances=_loosest(spans, source), recipe=brought)
+        return Candidate(precision, "model.tflite", source.data, tolerances=_loosest(spans, source), recipe=brought)
+    if wants_c(source, profile):
+        made = emit(source)
+        beside = {name: data for name, data in made.files.items() if name != C_FILE}
+        data, recipe = made.files[C_FILE], dict(made.recipe)
+        return Candidate(FLOAT, C_FILE, data, tolerances=tolerances, recipe=recipe, extras=beside)
     if profile.runtime == "onnxruntime":
         vnni = "vnni" in profile.features
         data, recipe = write_onnx(source, precision, calibration=calibration, vnni=vnni)

@@ -26,7 +26,6 @@ from converters.cache import Cache
 from converters.candidates import FULL, HYBRID, precisions_of
 from converters.emulated import evidence_for, extras_of
 from converters.gate import (
-    FLOAT,
     NOT_RUN,
     PASSED,
     CandidateReport,
@@ -37,6 +36,7 @@ from converters.gate import (
     judge,
     not_run,
 )
+from converters.gate_report import FIELD
 from converters.samples import Array, Rows, join_inputs
 from converters.search import best_first, search
 from converters.source import TFLITE, Source
@@ -75,6 +75,8 @@ def compile_model(
     holdout: Rows,
     field: Rows | None = None,
     previous: Source | None = None,
+    field_of: str = FIELD,
+    ungated: str = "",
     lineage: Mapping[str, str] | None = None,
     window_n: int = 100,
     budget_s: float = BUDGET_S,
@@ -94,7 +96,9 @@ def compile_model(
         calibration: rows of the training groups: quantiser ranges, and the monitor's baseline.
         holdout: rows of the groups that were not learnt from: accuracy, agreement, golden vectors.
         field: labelled windows from the field; they gate against `previous`, and neither train nor calibrate.
-        previous: the version that the field runs now.
+        previous: the version that the field runs now; it takes the same rows and has the same labels.
+        field_of: what those windows are, for the report.
+        ungated: why there are none although a version runs in the field, for the report.
         lineage: recorded in the manifest.
         window_n: rows of one window of the monitor.
         budget_s: seconds for the search; candidates that it does not reach are reported as not run.
@@ -125,17 +129,20 @@ def compile_model(
         calibration=calibration,
         holdout=holdout,
         field=field,
-        expected=reference_outputs(source, inputs, cache=cache),
+        expected=reference_outputs(source, parts, cache=cache),
         runtime_version=found.version,
         cache=cache,
     ).keyed()
     attempts, missed = _attempts(trial, precisions, budget_s=budget_s, parallel=parallel, log=log)
-    reference = reference_of(trial, attempts[FLOAT], previous=previous)
+    reference = reference_of(trial, attempts[precisions[0]], previous=previous)
+    reference = replace(reference, field_of=field_of, ungated=ungated)
     golden = _golden_rows(source, calibration, holdout)
     golden_inputs = Rows({each: array[golden] for each, array in inputs.items()})
 
     def ask(attempt: Attempt) -> Attempt:
-        return evidence_for(attempt, profile, rows=golden_inputs, at=golden, folder=emulators, cache=cache)
+        return evidence_for(
+            attempt, profile, source=source, rows=golden_inputs, at=golden, folder=emulators, cache=cache
+        )
 
     report = _with_missed(_judged(trial, attempts, reference, ask=ask), missed)
     history.record(cache, trial.source_digest, report)
@@ -175,15 +182,16 @@ def compile_model(
 def _attempts(
     trial: Trial, precisions: tuple[str, ...], *, budget_s: float, parallel: int, log: Log
 ) -> tuple[dict[str, Attempt], tuple[str, ...]]:
-    """Return what was attempted, the float form first, and what the budget did not reach."""
+    """Return what was attempted, the first form before the others, and what the budget did not reach."""
     name = trial.profile.name
 
     def told(precision: str, attempt: Attempt, left: tuple[str, ...]) -> None:
         log(f"{name}: {precision}: {_line(attempt)}" + (f" (to go: {', '.join(left)})" if left else ""))
 
-    attempts = {FLOAT: trial(FLOAT)}
-    told(FLOAT, attempts[FLOAT], precisions[1:])
-    trial = replace(trial, base=attempts[FLOAT].candidate)
+    first = precisions[0]
+    attempts = {first: trial(first)}
+    told(first, attempts[first], precisions[1:])
+    trial = replace(trial, base=attempts[first].candidate)
     for precision in precisions[1:]:
         found = trial.recall(precision)
         if found is not None:
@@ -193,7 +201,8 @@ def _attempts(
     order = best_first(left, history.recall(trial.cache, trial.source_digest, but=name))
     searched = search(trial, order, budget_s=budget_s, parallel=parallel, told=told)
     attempts |= searched.found
-    if HYBRID not in (*attempts, *searched.missed) and _falls_short(attempts.get(FULL), trial.profile):
+    written = trial.source.format != TFLITE and HYBRID not in (*attempts, *searched.missed)
+    if written and _falls_short(attempts.get(FULL), trial.profile):
         log(f"{name}: {FULL} falls short of the floor: trying {HYBRID}")
         attempts[HYBRID] = trial(HYBRID)
         told(HYBRID, attempts[HYBRID], ())
@@ -206,10 +215,10 @@ def _judged(
     """Judge, ask the emulator about those that would stay, and judge again until it was asked about all of them."""
     profile = trial.profile
     listed = list(profile.precision)
-    if HYBRID in attempts and HYBRID not in listed:
+    if trial.source.format == TFLITE:
+        listed += [each for each in attempts if each not in listed]  # the file as it was brought along
+    elif HYBRID in attempts and HYBRID not in listed:
         listed.insert(listed.index(FULL) + 1, HYBRID)  # it stands in for the form behind which it stands
-    if FLOAT not in listed and trial.source.format == TFLITE:
-        listed.insert(0, FLOAT)  # the file as it was brought along, whatever is in it
     profile = replace(profile, precision=tuple(listed))
     asked: set[str] = set()
     while True:
@@ -225,9 +234,9 @@ def _judged(
 
 
 def _golden_rows(source: Source, calibration: Rows, holdout: Rows) -> Array:
-    """Return the positions of the golden vectors among all rows; a state is replayed from its beginning."""
+    """Return the positions of the golden vectors among all rows; of a state, consecutive ones from its beginning."""
     if source.stateful:
-        return np.arange(min(artifact.GOLDEN_ROWS, len(calibration)))
+        return np.arange(min([*calibration.starts()[1:2], len(calibration), artifact.GOLDEN_ROWS]))
     return artifact.golden_rows(len(holdout)) + len(calibration)
 
 
@@ -273,7 +282,7 @@ def _line(attempt: Attempt) -> str:
         "" if measured.output_error is None else f"error {measured.output_error:.4f}",
         f"{measured.size_bytes} bytes",
         f"{measured.ram_bytes} bytes of memory",
-        f"p99 {measured.latency_p99_us} us",
+        "" if measured.latency_p99_us is None else f"p99 {measured.latency_p99_us} us",
         "from the cache" if attempt.cached else "",
     ]
     return ", ".join(word for word in words if word)

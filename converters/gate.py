@@ -12,12 +12,15 @@ opens nothing.
     slices             its worst slice (a wearer, a machine) loses more than the budget allows
     outputs            of no classifier: an output departs from the float model's by more than the budget
     size, memory       over budget
-    compression        it is quantised or pruned and not smaller than the float model: the quantisation did nothing
+    compression        it is quantised or pruned and not smaller than the float model: the quantisation did nothing;
+                       without a float model, as of integers that were brought along, it is "not run"
     determinism        two runs on equal rows gave unequal bytes
-    latency            p99 over budget on the profile's architecture; measured elsewhere it is a proxy, never refused
+    latency            p99 over budget on the profile's architecture; measured elsewhere it is a proxy, never refused;
+                       of emitted C, which nothing here can time, it is "not run"
     speed              never: slower than the float build is the choice's business, below
     emulator           the emulated device gave other outputs; without an emulator it is "not run", never "passed"
-    field              on labelled field windows it is worse than the version that runs there, by over the margin
+    field              on labelled field windows (of an import without any: on its own held-out samples) it is worse
+                       than the version that runs there, by over the margin
 
 The choice is a decision list; `replay` makes it again from a report's recorded measurements.
 
@@ -182,15 +185,22 @@ def replay(tree: Mapping[str, Any]) -> GateReport:
                 else str(each["checks"][0]["got"]),
             )
             for each in tree["candidates"]
-            if each["outcome"] != NOT_RUN  # nothing was tried: there is nothing to judge
+            if each["outcome"] != NOT_RUN
         ]
-        return judge(
+        # nothing was tried: there is nothing to judge, and it stays what it was
+        untried = [
+            CandidateReport(str(each["name"]), NOT_RUN, None, tuple(Check(**check) for check in each["checks"]))
+            for each in tree["candidates"]
+            if each["outcome"] == NOT_RUN
+        ]
+        report = judge(
             candidates,
             profile,
             reference=codec.from_tree(Reference, _plain(tree["reference"])),
             runtime_version=str(tree["runtime_version"]),
             field_margin=float(tree["field_margin"]),
         )
+        return replace(report, candidates=(*report.candidates, *untried))
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise Rejected(f"gate report: expected one with its rules and measurements, got {error!r}") from error
 
@@ -220,8 +230,11 @@ def _checks(
     checks += _emulated(measured, profile)
     if measured.field_accuracy is not None and reference.previous_field_accuracy is not None:
         floor = reference.previous_field_accuracy - field_margin
-        unit = f"of {reference.field_rows} field labels (previous version: {reference.previous_field_accuracy:.4f})"
+        rows = f"of {reference.field_rows} labels of {reference.field_of}"
+        unit = f"{rows} (previous version: {reference.previous_field_accuracy:.4f})"
         checks.append(_at_least("field", measured.field_accuracy, floor, unit=unit))
+    elif reference.ungated:
+        checks.append(Check("field", NOT_RUN, "no worse than the previous version", reference.ungated))
     return tuple(checks)
 
 
@@ -273,6 +286,9 @@ def _fidelity(measured: Measurement, profile: Profile, *, reference: Reference) 
 
 
 def _compression(measured: Measurement, reference: Reference, *, least: float) -> Check:
+    if not reference.float_size_bytes:
+        expected = f"at least {least:.4f} times smaller than the float build"
+        return Check("compression", NOT_RUN, expected, "no float build to be smaller than")
     # pruning leaves zeros in place: the file keeps its length, and is smaller where it matters, on its way
     ratio = reference.float_size_bytes / max(measured.size_bytes, 1)
     if measured.deflated_bytes and reference.float_deflated_bytes:
@@ -283,7 +299,11 @@ def _compression(measured: Measurement, reference: Reference, *, least: float) -
 def _latency(precision: str, measured: Measurement, profile: Profile) -> list[Check]:
     here = native(measured, profile)
     with_features = ", ".join((profile.architecture, *sorted(profile.features)))
-    latency = _at_most("latency", measured.latency_p99_us, round(profile.budgets.latency_ms * 1000), unit="us at p99")
+    budget_us = round(profile.budgets.latency_ms * 1000)
+    if measured.latency_p99_us is None:
+        expected = f"at most {budget_us} us at p99 on {with_features}"
+        return [Check("latency", NOT_RUN, expected, "no time: this form is measured on a device alone")]
+    latency = _at_most("latency", measured.latency_p99_us, budget_us, unit="us at p99")
     if not here:
         expected = f"{latency.expected} on {with_features}"
         on = ", ".join((measured.architecture, *sorted(measured.features or ())))

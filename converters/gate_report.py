@@ -11,13 +11,17 @@ from skerry.wire.profile import Profile
 
 PASSED, REFUSED, NOT_RUN, PROXY, SLOWER = "passed", "refused", "not run", "proxy", "slower"
 FLOAT = "float32"
+FIELD, OWN = "the labelled windows from the field", "the model's own held-out samples"
+"""What a version is held against its predecessor on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
     """What an emulator said of one candidate: `outcome` is passed, refused or "not run", with the reason of the latter.
 
-    `rows` golden rows were compared, and `max_abs_diff` is the largest difference of any output.
+    `rows` golden rows were compared, and `max_abs_diff` is the largest difference of any output. Of integer builds
+    `max_steps` is the same in steps of the integers behind an output, and of classifiers `label_flips` the rows whose
+    label is another one.
     """
 
     emulator: str
@@ -25,6 +29,8 @@ class Evidence:
     reason: str = ""
     rows: int = 0
     max_abs_diff: float | None = None
+    max_steps: float | None = None
+    label_flips: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +53,8 @@ class Measurement:
     agreement: float | None
     probability_error: float | None
     ram_bytes: int
-    latency_p50_us: int
-    latency_p99_us: int
+    latency_p50_us: int | None
+    latency_p99_us: int | None
     architecture: str
     field_accuracy: float | None = None
     rows_by_group: dict[str, int] = field(default_factory=dict)
@@ -71,7 +77,9 @@ class Reference:
     """What candidates are held against: the float model on the same rows, and the version that the field runs.
 
     `float_size_bytes` is the float32 file of the same format, `float_deflated_bytes` the same as zlib packs it, 0 when
-    unknown. Accuracies are None without true labels, field accuracies without field windows.
+    unknown. Accuracies are None without true labels, field accuracies without field windows. `field_of` says what those
+    are: windows from the field, or samples that came with the model. `ungated` says why a version that follows another
+    was not held against it.
     """
 
     accuracy: float | None
@@ -81,6 +89,8 @@ class Reference:
     previous_field_accuracy: float | None = None
     accuracy_by_group: dict[str, float] = field(default_factory=dict)
     float_deflated_bytes: int = 0
+    field_of: str = FIELD
+    ungated: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,8 +229,8 @@ def _row(candidate: CandidateReport, report: GateReport) -> tuple[str, ...]:
         marked(_number(found.accuracy), "accuracy", "slices", "field"),
         marked(_number(found.agreement), "agreement"),
         marked(_number(found.output_error), "outputs", "determinism"),
-        f"{found.latency_p50_us}",
-        marked(f"{found.latency_p99_us}", "latency"),
+        _count(found.latency_p50_us),
+        marked(_count(found.latency_p99_us), "latency"),
         marked(ratio, "speed"),
         outcome,
     )
@@ -228,6 +238,10 @@ def _row(candidate: CandidateReport, report: GateReport) -> tuple[str, ...]:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
+
+
+def _count(value: int | None) -> str:
+    return "-" if value is None else f"{value}"
 
 
 def _aligned(rows: "list[tuple[str, ...]]") -> list[str]:

@@ -21,7 +21,7 @@ import platform
 import re
 import tempfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -48,15 +48,17 @@ CPU_FEATURES = {
 class Run:
     """What a candidate gave for rows in order, and what it cost; latencies in microseconds.
 
-    `ram_bytes` is the arena on TFLite Micro, elsewhere the growth of the process over the bare runtime.
+    `ram_bytes` is the arena on TFLite Micro, elsewhere the growth of the process over the bare runtime. Latencies are
+    None where nothing was timed. `size_bytes` is what it takes of flash where that is not the length of its file.
     """
 
     outputs: dict[str, Array]
     ram_bytes: int
-    latency_p50_us: int
-    latency_p99_us: int
+    latency_p50_us: int | None
+    latency_p99_us: int | None
     resident_bytes: int = 0
     signature: Signature | None = None
+    size_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +79,21 @@ class Race:
 
 
 def run_candidate(
-    runtime: str, data: bytes, inputs: Mapping[str, Array], *, limits: Limits | None = None
+    runtime: str,
+    data: bytes,
+    inputs: Mapping[str, Array],
+    *,
+    starts: Sequence[int] = (0,),
+    limits: Limits | None = None,
 ) -> Run | Refused:
-    """Run a model file over rows, one by one, in a child process; refuses outputs that are not finite numbers."""
+    """Run a model file over rows, one by one, in a child process; refuses outputs that are not finite numbers.
+
+    `starts` are the rows that a fresh session begins with: of a model with a state, the first of each sequence.
+    """
     with tempfile.TemporaryDirectory(prefix="skerry-measure-") as folder:
         file = Path(folder) / "model"
         file.write_bytes(data)
-        ran = run_in_child(runtime, file, inputs, limits=limits)
+        ran = run_in_child(runtime, file, inputs, starts=starts, limits=limits)
     if isinstance(ran, Refused):
         return ran
     rows = len(next(iter(inputs.values()), ()))
@@ -210,7 +220,7 @@ def measure(
         by_group, rows_by_group = accuracy_by_group(labels, holdout)
     operators, opset = contents_of(data)
     return Measurement(
-        size_bytes=len(data),
+        size_bytes=run.size_bytes or len(data),
         rows=len(holdout),
         accuracy=accuracy,
         accuracy_by_group=by_group,
@@ -302,7 +312,12 @@ def without_run(emulator: str, reason: str) -> Evidence:
 
 
 def contents_of(data: bytes) -> tuple[tuple[str, ...], int]:
-    """Return the operators of a model file, each once, in order of name, and its ONNX opset (0 for TFLite)."""
+    """Return the operators of a model file, each once, in order of name, and its ONNX opset (0 for TFLite).
+
+    Emitted C has none: no interpreter needs to know any.
+    """
+    if data.startswith(b"#include"):
+        return (), 0
     if data[4:8] == b"TFL3":
         from ai_edge_litert import schema_py_generated as schema
 

@@ -1,4 +1,4 @@
-"""A network as an ONNX model, in two forms: all float32, or float features with dynamically quantised dense layers.
+"""A network as a float32 ONNX model.
 
     window -> feature operators -> (x - mean) / scale -> dense layers -> Softmax -> probabilities
            `-> features
@@ -6,14 +6,13 @@
 Opset 17 and IR version 8, which ONNX Runtime 1.15 and newer read.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from converters.network import Dense, Network
+from converters.network import Network
 from converters.samples import Array
 
 OPSET = 17
@@ -41,20 +40,12 @@ class GraphBuilder:
 
 
 def write_float(network: Network) -> bytes:
-    """Return the float32 model."""
-    return _write(network, _float_dense)
-
-
-def write_dynamic(network: Network) -> bytes:
-    """Return the model with int8 weights, and activations that are quantised by their range in each inference."""
-    return _write(network, _dynamic_dense)
-
-
-def _write(network: Network, dense: Callable[[GraphBuilder, Dense, str, int], str]) -> bytes:
+    """Return the model."""
     graph = GraphBuilder()
     value = _front(graph, network)
     for number, layer in enumerate(network.layers):
-        value = dense(graph, layer, value, number)
+        parameters = [graph.constant(f"weights_{number}", layer.weights), graph.constant(f"bias_{number}", layer.bias)]
+        value = graph.node("Gemm", [value, *parameters], f"dense_{number}")
         if number < len(network.layers) - 1:
             value = graph.node("Relu", [value], f"hidden_{number}")
     graph.node("Softmax", [value], "probabilities", axis=1)
@@ -102,29 +93,6 @@ def _slice(graph: GraphBuilder, name: str, *, start: int, end: int) -> str:
         for part, value in (("start", start), ("end", end), ("axis", 1))
     ]
     return graph.node("Slice", ["window", *bounds], name)
-
-
-def _float_dense(graph: GraphBuilder, layer: Dense, value: str, number: int) -> str:
-    weights = graph.constant(f"weights_{number}", layer.weights)
-    return graph.node("Gemm", [value, weights, graph.constant(f"bias_{number}", layer.bias)], f"dense_{number}")
-
-
-def _dynamic_dense(graph: GraphBuilder, layer: Dense, value: str, number: int) -> str:
-    # one weight scale per output: the product is scaled by it after the integer multiplication
-    scale = np.maximum(np.abs(layer.weights).max(axis=0) / 127, np.finfo(np.float32).tiny).astype(np.float32)
-    integers = np.clip(np.rint(layer.weights / scale), -127, 127).astype(np.int8)
-    parts = [f"entering_{number}", f"entering_scale_{number}", f"entering_zero_{number}"]
-    graph.nodes.append(
-        helper.make_node("DynamicQuantizeLinear", [value], parts, name=f"DynamicQuantizeLinear_{number}")
-    )
-    entering, entering_scale, zero = parts
-    weights = graph.constant(f"weights_{number}", integers)
-    product = graph.node("MatMulInteger", [entering, weights, zero], f"product_{number}")
-    real = graph.node("Cast", [product], f"real_{number}", to=TensorProto.FLOAT)
-    weight_scale = graph.constant(f"weight_scale_{number}", scale)
-    step = graph.node("Mul", [entering_scale, weight_scale], f"step_{number}")
-    scaled = graph.node("Mul", [real, step], f"scaled_{number}")
-    return graph.node("Add", [scaled, graph.constant(f"bias_{number}", layer.bias)], f"dense_{number}")
 
 
 def _value(name: str, shape: tuple[int, ...]) -> Any:

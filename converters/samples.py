@@ -5,7 +5,7 @@ rows = Rows({"left": a, "right": b})             # two inputs, no truth: agreeme
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +59,12 @@ class Rows:
             groups=None if self.groups is None else self.groups[mask],
         )
 
+    def starts(self) -> tuple[int, ...]:
+        """Return where sequences begin: the first row, and each row whose group is not that of the row before."""
+        if self.groups is None:
+            return (0,)
+        return (0, *(np.flatnonzero(self.groups[1:] != self.groups[:-1]) + 1).tolist())
+
     def digest(self) -> str:
         """Return the SHA-256 of everything in it."""
         digest = hashlib.sha256()
@@ -71,6 +77,12 @@ class Rows:
 def join_inputs(*parts: Rows) -> dict[str, Array]:
     """Return the inputs of the parts by name, one part after the other."""
     return {name: np.concatenate([part.inputs[name] for part in parts]) for name in parts[0].inputs}
+
+
+def join_starts(parts: Sequence[Rows]) -> tuple[int, ...]:
+    """Return where sequences begin among the joined rows of parts; every part begins one."""
+    before = np.cumsum([0, *(len(part) for part in parts)])
+    return tuple(int(offset) + start for offset, part in zip(before, parts, strict=False) for start in part.starts())
 
 
 def check_samples(windows: Array, truth: Array, groups: Array, *, labels: int, what: str = "samples") -> Samples:

@@ -9,7 +9,7 @@ source stays as it was brought along: it is offered to TFLite profiles alone.
 """
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -194,8 +194,12 @@ def import_model(
     return source
 
 
-def run_reference(source: Source, rows: Mapping[str, Array], *, limits: Limits | None = None) -> dict[str, Array]:
+def run_reference(
+    source: Source, rows: Mapping[str, Array], *, starts: Sequence[int] = (0,), limits: Limits | None = None
+) -> dict[str, Array]:
     """Return every output by name for rows (by input name, rows first), computed by a child process.
+
+    A stateful source begins anew with each row of `starts`; elsewhere they are of no concern.
 
     Raises:
         Rejected: the model cannot be loaded or run; says why.
@@ -203,7 +207,8 @@ def run_reference(source: Source, rows: Mapping[str, Array], *, limits: Limits |
     with tempfile.TemporaryDirectory(prefix="skerry-reference-") as folder:
         file = Path(folder) / "model"
         file.write_bytes(source.data)
-        ran = run_in_child(RUNTIME_OF[source.format], file, dict(rows), limits=limits)
+        begins = starts if source.stateful else (0,)
+        ran = run_in_child(RUNTIME_OF[source.format], file, dict(rows), starts=begins, limits=limits)
     if isinstance(ran, Refused):
         raise Rejected(f"model file: {ran.reason}")
     return ran.outputs

@@ -27,6 +27,39 @@ def read_face(data: bytes) -> Face:
         raise Rejected(f"model file: expected whole TFLite, got {len(data)} bytes with broken offsets") from error
 
 
+def precision_of(data: bytes) -> str:
+    """Return what a checked TFLite file computes in, in the words of profiles.
+
+    Operators that compute in 8-bit integers alone are `int8`, beside others in floats `int8-hybrid`; floats over int8
+    weights are `int8-dynamic`, over half-precision weights `fp16`. What only changes types is not counted, nor is the
+    softmax at the end.
+    """
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.Model.GetRootAs(data, 0)
+    graph = model.Subgraphs(0)
+    kinds = {getattr(schema.TensorType, name): name for name in TFLITE_CONSTANTS}
+    builtin = schema.BuiltinOperator
+    aside = {builtin.QUANTIZE, builtin.DEQUANTIZE, builtin.CAST, builtin.SOFTMAX, builtin.RESHAPE}
+    computed, weights = set(), set()
+    for index in range(graph.OperatorsLength()):
+        operator = graph.Operators(index)
+        entry = model.OperatorCodes(operator.OpcodeIndex())
+        if max(entry.BuiltinCode(), entry.DeprecatedBuiltinCode()) not in aside:
+            made = (graph.Tensors(operator.Outputs(i)) for i in range(operator.OutputsLength()))
+            computed |= {kinds.get(tensor.Type(), "") for tensor in made}
+        read = (operator.Inputs(i) for i in range(operator.InputsLength()))
+        tensors = [graph.Tensors(number) for number in read if number >= 0]
+        weights |= {kinds.get(t.Type(), "") for t in tensors if model.Buffers(t.Buffer()).DataLength()}
+    if computed & {"INT8", "UINT8"}:
+        return "int8-hybrid" if "FLOAT32" in computed else "int8"
+    if "INT16" in computed:
+        return "int16"
+    if "INT8" in weights:
+        return "int8-dynamic"
+    return "fp16" if "FLOAT16" in weights else "float32"
+
+
 def _read(data: bytes, *, stateful: bool) -> Face:
     from ai_edge_litert import schema_py_generated as schema
 

@@ -95,7 +95,7 @@ def report(story: Story, *, seconds: float) -> dict[str, Any]:
         "rollout": {
             "v1_committed": committed(first),
             "v2_committed": committed(second),
-            "v2_canary_devices": sum(each["wave"] == 1 for each in second["deployments"]),
+            "v2_canary_devices": len({each["device"] for each in second["deployments"] if each["wave"] == 1}),
             "v2_bytes_sent": sum(
                 each["bytes_sent"] for each in story.client.publications() if each["release"] == "watch-2"
             ),
@@ -122,7 +122,8 @@ def profiles(model: dict[str, Any]) -> dict[str, Any]:
 
 def committed(rollout: dict[str, Any]) -> int:
     """Return how many devices committed."""
-    return sum(each["state"] == "committed" for each in rollout["deployments"])
+    # a device that measured two builds may have committed both
+    return len({each["device"] for each in rollout["deployments"] if each["state"] == "committed"})
 
 
 def windows_to_alarm(story: Story, rows: Sequence[Row]) -> int:

@@ -119,7 +119,7 @@ def release(story: Story, *, version: int, waves: tuple[tuple[str, str], ...]) -
         for wave in state["waves"]:
             if wave["state"] == "done" and wave["number"] not in done:
                 done.add(wave["number"])
-                held = [each["device"] for each in state["deployments"] if each["wave"] == wave["number"]]
+                held = sorted({each["device"] for each in state["deployments"] if each["wave"] == wave["number"]})
                 story.say(f"wave {wave['name']}: {len(held)} committed ({', '.join(held)})")
         return bool(state["state"] != "running")
 

@@ -6,7 +6,7 @@ import sys
 import typing
 from pathlib import Path
 
-from skerry.wire import codec, manifest, messages, profile, report, topics
+from skerry.wire import codec, evidence, manifest, messages, profile, report, topics
 
 PAGE = Path(__file__).with_name("protocol.md")
 WHO = "PROJECT.DEVICE"
@@ -46,6 +46,10 @@ GROUPS = (
             messages.Outbox,
             messages.Entry,
             messages.DeploymentEvent,
+            evidence.SignedEvidence,
+            evidence.Evidence,
+            evidence.BuildRun,
+            evidence.Race,
             messages.Gap,
             report.WindowReport,
             messages.Answer,

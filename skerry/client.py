@@ -106,13 +106,14 @@ class Client:
         return self._object("POST", f"/v1/models/{_segment(model)}/train", json=body)
 
     def import_model(
-        self, model: str, file: bytes, samples: bytes, *, options: Mapping[str, Json] | None = None
+        self, model: str, file: bytes, samples: bytes, *, options: Mapping[str, Json] | None = None, dataset: str = ""
     ) -> dict[str, Json]:
         """Start the import of an ONNX or TFLite file with its samples (.npz); return the job.
 
         `options` may have `labels` and `feature_names` (lists of texts), and `probabilities`, `features` and `boundary`
         (names of tensors) where they cannot be told from the file; `shapes` gives whole shapes of inputs, by name,
-        where the file leaves more than the batch open.
+        where the file leaves more than the batch open. The labelled windows from the field (role gate) of `dataset`
+        gate the version against the one before it.
         """
         import numpy as np
 
@@ -120,7 +121,8 @@ class Client:
 
         members = {"model": file, "samples": samples, "options": json.dumps(dict(options or {})).encode()}
         body = pack({name: np.frombuffer(data, dtype=np.uint8) for name, data in members.items()})
-        return self._object("POST", f"/v1/models/{_segment(model)}/import", content=body)
+        asked = {"dataset": dataset} if dataset else {}
+        return self._object("POST", f"/v1/models/{_segment(model)}/import", params=asked, content=body)
 
     def compile(
         self, model: str, version: int, *, profiles: Sequence[str], budget_s: float | None = None

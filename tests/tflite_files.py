@@ -41,10 +41,18 @@ class FlatGraph:
         self._buffers = [schema.BufferT()]
 
     def tensor(
-        self, name: str, shape: tuple[int, ...], dtype: str = "float32", *, quantisation: Quantisation | None = None
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        dtype: str = "float32",
+        *,
+        quantisation: Quantisation | None = None,
+        variable: bool = False,
     ) -> int:
-        """Add a tensor that is computed or given."""
-        return self._add(name, shape, dtype, quantisation=quantisation, buffer=0)
+        """Add a tensor that is computed or given, or with `variable` kept from one row to the next."""
+        index = self._add(name, shape, dtype, quantisation=quantisation, buffer=0)
+        self._graph.tensors[index].isVariable = variable
+        return index
 
     def constant(self, name: str, values: Array, *, quantisation: Quantisation | None = None) -> int:
         """Add a tensor with values: float32, int32 or int8."""
@@ -112,6 +120,20 @@ class FlatGraph:
             tensor.quantization = parameters
         self._graph.tensors.append(tensor)
         return len(self._graph.tensors) - 1
+
+
+def remembering_file(*, steps: int = 4) -> bytes:
+    """Return a model with a state: `y` is the sum of `x` (1, 2) over this row and the `steps - 1` rows before it."""
+    graph = FlatGraph()
+    x = graph.tensor("x", (1, 2))
+    feature = graph.constant("feature", np.ones((1, 2), dtype=np.float32))
+    time = graph.constant("time", np.ones((1, steps), dtype=np.float32))
+    state = graph.tensor("state", (1, steps), variable=True)
+    y = graph.tensor("y", (1, 1))
+    options = schema.SVDFOptionsT()
+    options.rank = 1
+    graph.operator("SVDF", [x, feature, time, -1, state], y, options=options)
+    return graph.to_bytes(inputs={"x": x}, outputs={"y": y})
 
 
 class _AlignedBuilder(flatbuffers.Builder):  # type: ignore[misc] # the library has no types

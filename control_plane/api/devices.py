@@ -109,7 +109,12 @@ _SHOWN = (
 
 def _artifacts(session: Session) -> dict[str, tuple[str, int]]:
     builds = session.scalars(select(Build).where(Build.manifest != ""))
-    return {build.manifest[:16]: (build.model, build.version) for build in builds}
+    return {
+        manifest[:16]: (build.model, build.version)
+        for build in builds
+        for manifest in (build.manifest, build.second)
+        if manifest
+    }
 
 
 def _named(artifact: tuple[str, int] | None) -> dict[str, Any]:

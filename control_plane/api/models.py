@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from control_plane import builds, compile_job, imports, train_job
@@ -51,10 +51,18 @@ def train(model: str, training: Training, plane: PlaneDep, session: SessionDep) 
 
 @router.post("/v1/models/{model}/import")
 def import_model(
-    model: str, plane: PlaneDep, session: SessionDep, upload: Annotated[bytes, Depends(read_upload)]
+    model: str,
+    plane: PlaneDep,
+    session: SessionDep,
+    upload: Annotated[bytes, Depends(read_upload)],
+    dataset: Annotated[str, Query(max_length=63)] = "",
 ) -> dict[str, Any]:
-    """Ask for the import of an ONNX or TFLite file (`control_plane.imports`); the job's result names the version."""
-    return job_tree(imports.ask(session, plane.blobs, model=model, upload=upload, now=plane.clock()))
+    """Ask for the import of an ONNX or TFLite file (`control_plane.imports`); the job's result names the version.
+
+    `dataset` has the labelled windows from the field that versions are held against each other on.
+    """
+    now = plane.clock()
+    return job_tree(imports.ask(session, plane.blobs, model=model, upload=upload, dataset=dataset, now=now))
 
 
 @router.post("/v1/models/{model}/versions/{version}/compile")

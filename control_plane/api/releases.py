@@ -92,6 +92,7 @@ def _release_tree(session: Session, release: Release) -> dict[str, Any]:
         "version": release.version,
         "state": release.state,
         "profiles": list(session.scalars(passed.order_by(Build.profile))),
+        "choices": release.choices,
         "signatures": signed,
         "threshold": threshold,
         "created_at": release.created_at.isoformat(),

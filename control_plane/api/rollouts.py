@@ -1,5 +1,6 @@
 """Endpoints of rollouts: start one, follow it, cancel it."""
 
+import json
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query
@@ -12,7 +13,7 @@ from control_plane.api.context import Number, PlaneDep, SessionDep
 from control_plane.api.operator import require_operator
 from control_plane.refusals import Unknown
 from control_plane.rollout_planner import WaveRequest
-from control_plane.schema import Deployment, Rollout, Wave
+from control_plane.schema import Deployment, Release, Rollout, Wave
 
 router = APIRouter(tags=["rollouts"], dependencies=[Depends(require_operator)])
 
@@ -73,7 +74,9 @@ def cancel(rollout: Number, plane: PlaneDep, session: SessionDep) -> dict[str, A
 def _full_tree(session: Session, rollout: Rollout) -> dict[str, Any]:
     waves = session.scalars(select(Wave).where(Wave.rollout == rollout.id).order_by(Wave.number))
     deployments = session.scalars(
-        select(Deployment).where(Deployment.rollout == rollout.id).order_by(Deployment.wave, Deployment.device)
+        select(Deployment)
+        .where(Deployment.rollout == rollout.id)
+        .order_by(Deployment.wave, Deployment.device, Deployment.id)
     )
     return {
         **_tree(rollout),
@@ -87,6 +90,7 @@ def _full_tree(session: Session, rollout: Rollout) -> dict[str, Any]:
             }
             for wave in waves
         ],
+        "choices": session.get_one(Release, rollout.release).choices,
         "deployments": [deployment_tree(deployment) for deployment in deployments],
     }
 
@@ -107,7 +111,15 @@ def deployment_tree(deployment: Deployment) -> dict[str, Any]:
         "assigned_at": deployment.assigned_at.isoformat() if deployment.assigned_at else None,
         "ended_at": deployment.ended_at.isoformat() if deployment.ended_at else None,
         "committed_event_time": deployment.committed_event_time,
+        "measures": deployment.measures,
+        "evidence": _evidence(deployment),
     }
+
+
+def _evidence(deployment: Deployment) -> dict[str, Any]:
+    """Return what the device measured, and the signed text, which anybody can verify with its public key."""
+    kept = deployment.evidence
+    return {**json.loads(kept["text"]), **kept} if kept else {}
 
 
 def _tree(rollout: Rollout) -> dict[str, Any]:

@@ -23,6 +23,7 @@ def add_verbs(nouns: Any) -> None:
     import_ = verbs.add_parser("import", help="bring an ONNX or TFLite file along as a new version")
     import_.add_argument("file", type=Path)
     import_.add_argument("--data", required=True, type=Path, metavar="SAMPLES.npz", help="an array per input (or X), y")
+    import_.add_argument("--dataset", default="", help="its gate parts hold a version against the one before")
     import_.add_argument("--name", default="", help="the model's name; the file's name without its ending if left out")
     import_.add_argument("--labels", default="", metavar="A,B,C", help="the classes, in the order of the probabilities")
     import_.add_argument("--probabilities", default="", metavar="OUTPUT", help="the output whose argmax is the label")
@@ -75,7 +76,7 @@ def _import(options: argparse.Namespace, session: Session) -> None:
     labels = {"labels": [label.strip() for label in options.labels.split(",")]} if options.labels else {}
     shapes = {"shapes": dict(_shape(text) for text in options.shapes)} if options.shapes else {}
     with session.client() as client:
-        job = client.import_model(name, file, samples, options={**labels, **texts, **shapes})
+        job = client.import_model(name, file, samples, options={**labels, **texts, **shapes}, dataset=options.dataset)
         done = client.wait_for_job(job["id"], on_log=None if session.as_json else say)
     session.show(done, f"imported {name} version {done['result']['version']}")
 

@@ -23,6 +23,10 @@ def add_verbs(nouns: Any) -> None:
     sign.add_argument("--keys", required=True, type=Path, metavar="FOLDER")
     sign.set_defaults(run=_sign)
 
+    show = verbs.add_parser("show", help="a release, and the builds that its first devices chose")
+    show.add_argument("release")
+    show.set_defaults(run=_show_release)
+
     verbs.add_parser("list", help="all releases").set_defaults(run=_list)
 
     verbs = nouns.add_parser("rollout", help="rollouts").add_subparsers(dest="verb", required=True, metavar="VERB")
@@ -77,6 +81,24 @@ def _list(options: argparse.Namespace, session: Session) -> None:
         releases = client.releases()
     columns = ("name", "model", "version", "state", "created_at")
     session.show(releases, table(releases, columns, empty="no releases yet: skerry release create MODEL VERSION"))
+
+
+def _show_release(options: argparse.Namespace, session: Session) -> None:
+    with session.client() as client:
+        release = client.release(options.release)
+    signed = (
+        f"{len(release['signatures'])} of {release['threshold']} signatures" if release["state"] == "staged" else ""
+    )
+    head = f"{release['name']}: {release['state']} {signed}".rstrip() + f"\nprofiles: {', '.join(release['profiles'])}"
+    session.show(release, "\n".join([head, *_choices(release)]))
+
+
+def _choices(shown: dict[str, Any]) -> list[str]:
+    """Return a line for each profile whose first devices chose between two builds."""
+    return [
+        f"{profile}: {choice['reason']}" + (f" [{', '.join(choice['devices'])}]" if choice["devices"] else "")
+        for profile, choice in sorted(shown["choices"].items())
+    ]
 
 
 def parse_wave(text: str) -> dict[str, Any]:
@@ -144,4 +166,5 @@ def _deployments(rollout: dict[str, Any]) -> str:
         {**deployment, "wave": names.get(deployment["wave"], deployment["wave"])}
         for deployment in rollout["deployments"]
     ]
+    head = "\n".join([head, *_choices(rollout)])
     return head + "\n" + table(rows, ("wave", "device", "state", "bytes_received", "reason"), empty="no device")

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from control_plane.schema import Build, ModelVersion
+from control_plane.schema import Build, ModelVersion, Release
 
 RECENT_VERSIONS = 6
 
@@ -26,7 +26,10 @@ class CandidateView:
 
 @dataclass(frozen=True, slots=True)
 class BuildView:
-    """One cell: the gate's verdict for one version on one profile. Figures that were not measured are a dash."""
+    """One cell: the gate's verdict for one version on one profile. Figures that were not measured are a dash.
+
+    `choice` says which of two builds the first devices chose, and why; empty where there was nothing to choose.
+    """
 
     profile: str
     gate: str
@@ -35,6 +38,7 @@ class BuildView:
     accuracy: str
     agreement: str
     reason: str
+    choice: str
     candidates: tuple[CandidateView, ...]
 
 
@@ -61,6 +65,10 @@ def build_matrix(session: Session, *, limit: int = RECENT_VERSIONS) -> MatrixVie
     """Return the newest versions of all models with their builds."""
     rows = tuple(session.scalars(select(ModelVersion).order_by(ModelVersion.trained_at.desc()).limit(limit)))
     builds = {(build.model, build.version, build.profile): build for build in session.scalars(select(Build))}
+    choices = {
+        (model, version): chosen
+        for model, version, chosen in session.execute(select(Release.model, Release.version, Release.choices))
+    }
     shown = {(row.model, row.version) for row in rows}
     profiles = tuple(sorted({profile for model, version, profile in builds if (model, version) in shown}))
     return MatrixView(
@@ -69,9 +77,15 @@ def build_matrix(session: Session, *, limit: int = RECENT_VERSIONS) -> MatrixVie
             VersionView(
                 model=row.model,
                 version=row.version,
-                dataset=row.dataset,
+                dataset="" if row.recipe.get("kind") == "import" else row.dataset,
                 metrics=_figures(row.metrics),
-                builds=tuple(_build(builds.get((row.model, row.version, profile))) for profile in profiles),
+                builds=tuple(
+                    _build(
+                        builds.get((row.model, row.version, profile)),
+                        choice=choices.get((row.model, row.version), {}).get(profile, {}).get("reason", ""),
+                    )
+                    for profile in profiles
+                ),
             )
             for row in rows
         ),
@@ -94,9 +108,11 @@ def share(value: object) -> str:
     return f"{value:.3f}"
 
 
-def _build(build: Build | None) -> BuildView | None:
+def _build(build: Build | None, *, choice: str) -> BuildView | None:
     if build is None:
         return None
+    if build.second and not choice:
+        choice = "a second build is kept; the first devices of a rollout choose"
     report = build.report
     candidates = tuple(one for one in report.get("candidates", ()) if isinstance(one, Mapping))
     chosen = str(report.get("chosen", ""))
@@ -109,6 +125,7 @@ def _build(build: Build | None) -> BuildView | None:
         accuracy=share(winner.get("accuracy")),
         agreement=share(winner.get("agreement")),
         reason=str(report.get("reason", "")),
+        choice=str(choice),
         candidates=tuple(_candidate(one, chosen=chosen) for one in candidates),
     )
 

@@ -143,7 +143,9 @@ def rollouts(session: Session, *, now: datetime, limit: int = RECENT_ROLLOUTS) -
     ids = [row.id for row in rows]
     waves = tuple(session.scalars(select(Wave).where(Wave.rollout.in_(ids)).order_by(Wave.number)))
     deployments = tuple(
-        session.scalars(select(Deployment).where(Deployment.rollout.in_(ids)).order_by(Deployment.device))
+        session.scalars(
+            select(Deployment).where(Deployment.rollout.in_(ids)).order_by(Deployment.device, Deployment.id)
+        )
     )
     views = []
     for row in rows:
@@ -255,6 +257,8 @@ def _recent_accuracy(session: Session) -> dict[str, tuple[float, ...]]:
 
 
 def _wave(wave: Wave, deployments: tuple[Deployment, ...]) -> WaveView:
+    # the last attempt of each device: one that measured two builds may have had both
+    last = {row.device: row for row in deployments if (row.rollout, row.wave) == (wave.rollout, wave.number)}
     own = tuple(
         DeploymentView(
             device=row.device,
@@ -263,8 +267,7 @@ def _wave(wave: Wave, deployments: tuple[Deployment, ...]) -> WaveView:
             assigned_at=row.assigned_at,
             ended_at=row.ended_at,
         )
-        for row in deployments
-        if (row.rollout, row.wave) == (wave.rollout, wave.number)
+        for row in last.values()
     )
     committed = sum(deployment.state == "committed" for deployment in own)
     return WaveView(number=wave.number, name=wave.name, state=wave.state, deployments=own, committed=committed)

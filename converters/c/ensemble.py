@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from converters.c.behind import PAIR, read_behind
 from converters.samples import Array
 from skerry.errors import Rejected
 
@@ -24,10 +25,13 @@ class Ensemble:
     """The nodes of all trees in one table, leaves among them, and the rule from sums to scores and labels.
 
     At a leaf `yes` and `no` are the first and the past-the-last row of `weights` and `targets`; `feature` is -1 there.
-    `rule` is sum or mean (regressors), half or sign (two classes, one sum: its bound is .5 or 0) or most.
+    `rule` is sum or mean (regressors), half or sign (two classes, one sum: its bound is .5 or 0) or most; `transform`
+    makes scores of sums: NONE, LOGISTIC, SOFTMAX, or PAIR, one sum's (1 - logistic, logistic). `output` is the tensor
+    of the model that the scores are.
     """
 
     boundary: str
+    output: str
     before: tuple[str, ...]
     width: int
     comparison: str
@@ -48,7 +52,7 @@ class Ensemble:
     @property
     def sums(self) -> int:
         """How many sums there are: one for each output, or one for two classes."""
-        return 1 if self.rule in {"half", "sign"} else self.outputs
+        return 1 if self.rule in {"half", "sign"} or self.transform == PAIR else self.outputs
 
 
 def read_trees(onnx_model: bytes) -> Ensemble:
@@ -90,12 +94,22 @@ def _ensemble(graph: Any, node: Any, attributes: dict[str, Any]) -> Ensemble:
     else:
         rule = _regressor_rule(attributes, transform)
     sums = 1 if rule in {"half", "sign"} else outputs
+    behind, output = read_behind(graph, node.output[-1])
+    if behind != "NONE":
+        if classifies or (behind == PAIR and outputs != 1):
+            raise Rejected(f"C emitter: expected {operator} of {outputs} outputs with nothing behind it, got {behind}")
+        transform = behind
     if len(base) not in {0, sums} or len(targets) == 0 or targets.min() < 0 or targets.max() >= outputs:
         got = f"{len(base)} and ids up to {targets.max(initial=0)}"
         raise Rejected(f"C emitter: expected {operator} with no or {sums} base values, ids below {outputs}, got {got}")
     width = _width(graph, node.input[0], least=int(feature.max(initial=0)) + 1)
+    # what a softmax or a pair is behind classifies, whoever calls it a regressor
+    if behind in {"SOFTMAX", PAIR}:
+        outputs = max(outputs, 2) if behind == PAIR else outputs
+        labels = tuple(str(number) for number in range(outputs))
     return Ensemble(
         boundary=node.input[0],
+        output=output,
         before=_before(graph, node.input[0]),
         width=width,
         comparison=tables.comparison,

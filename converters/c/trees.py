@@ -1,34 +1,62 @@
-"""The text of a tree ensemble in C99: constant node tables, one walk, float32 sums in ONNX Runtime's order."""
+"""The text of a tree ensemble in C99: constant node tables, one walk, float32 sums in ONNX Runtime's order.
+
+The exponential at the end is our own, of float32 products and sums alone: the C library's differs from one machine to
+the next, and these scores are to be the same bits on each (`converters.c.evaluate` computes them here).
+"""
 
 import numpy as np
 
+from converters.c.behind import PAIR
 from converters.c.ensemble import Ensemble, read_trees
+from converters.c.exponential import EXPONENTIAL
 from converters.c.face import Face, checked_name, header, least_unsigned, quoted, table
+from converters.samples import Array
 from skerry.errors import Rejected
 
-__all__ = ["read_trees", "write_trees"]
+__all__ = ["flash_bytes", "ram_bytes", "read_trees", "write_trees"]
 
 MAX_NODES = 1 << 20
+CODE_BYTES = 1024
+"""More than the functions take on any Cortex-M at -O2, the exponential among them; a test compiles and compares."""
+STACK_BYTES = 128
+_BYTES = {"uint8_t": 1, "uint16_t": 2, "uint32_t": 4, "float": 4}
 
 
-def write_trees(ensemble: Ensemble, name: str) -> dict[str, bytes]:
-    """Return `NAME.c` and `NAME.h` of an ensemble; raises `Rejected` when it has more nodes than a device holds."""
+def write_trees(ensemble: Ensemble, name: str, *, labels: tuple[str, ...] = ()) -> dict[str, bytes]:
+    """Return `NAME.c` and `NAME.h` of an ensemble; raises `Rejected` when it has more nodes than a device holds.
+
+    `labels` are the names of its classes for the header, its own by default.
+    """
     if len(ensemble.feature) > MAX_NODES:
         raise Rejected(f"C emitter: expected at most {MAX_NODES} nodes, got {len(ensemble.feature)}")
     classifies = bool(ensemble.labels)
     face = Face(
         checked_name(name), "float32", ensemble.width, ensemble.outputs, ensemble.boundary, classifies=classifies
     )
-    return {f"{name}.c": _source(ensemble, face).encode("ascii"), f"{name}.h": _header(ensemble, face)}
+    return {
+        f"{name}.c": _source(ensemble, face).encode("ascii"),
+        f"{name}.h": _header(ensemble, face, labels or ensemble.labels),
+    }
 
 
-def _header(ensemble: Ensemble, face: Face) -> bytes:
+def flash_bytes(ensemble: Ensemble) -> int:
+    """Return what the C takes of flash: its tables to the byte, and a bound for its code."""
+    return CODE_BYTES + sum(_BYTES[kind] * values.size for kind, _, values in _tables(ensemble))
+
+
+def ram_bytes(ensemble: Ensemble) -> int:
+    """Return what a call takes of RAM: the caller's row and scores, the sums and marks, and a bound for the rest."""
+    return 4 * (ensemble.width + ensemble.outputs) + 5 * ensemble.outputs + STACK_BYTES
+
+
+def _header(ensemble: Ensemble, face: Face, labels: tuple[str, ...]) -> bytes:
     before = f"Before it the model computes {', '.join(ensemble.before)}: the caller does that."
     lines = [
         f"/* {face.name}: {len(ensemble.roots)} trees of {len(ensemble.feature)} nodes. Written by Skerry; change the",
         "model, not this file. The labels are those of ONNX Runtime, and so are the sums, in float32, bit for bit.",
+        "What an exponential gives is the same everywhere, unless products are contracted (GCC: -ffp-contract=off).",
         f"in[] is the tensor {quoted(ensemble.boundary)} of the model. {before if ensemble.before else ''}".rstrip(),
-        *(f"class {number}: {quoted(label)}" for number, label in enumerate(ensemble.labels)),
+        *(f"class {number}: {quoted(label)}" for number, label in enumerate(labels)),
     ]
     return header(face, story="\n   ".join(lines) + " */")
 
@@ -36,8 +64,8 @@ def _header(ensemble: Ensemble, face: Face) -> bytes:
 def _source(ensemble: Ensemble, face: Face) -> str:
     return "\n".join(
         [
-            f'#include "{face.name}.h"\n\n#include <math.h>\n#include <string.h>\n',
-            _tables(ensemble),
+            f'#include "{face.name}.h"\n\n#include <string.h>\n',
+            _written(ensemble),
             _walk(ensemble),
             _predict(ensemble, face),
             *([_label(ensemble, face)] if face.classifies else []),
@@ -45,25 +73,31 @@ def _source(ensemble: Ensemble, face: Face) -> str:
     )
 
 
-def _tables(ensemble: Ensemble) -> str:
-    nodes = int(max(ensemble.yes.max(), ensemble.no.max(), ensemble.roots.max()))
+def _written(ensemble: Ensemble) -> str:
+    return "".join(
+        [
+            "/* instead of a feature: `yes` and `no` are then the first weight and the one past the last */\n",
+            f"#define LEAF {ensemble.width}\n",
+            *(table(kind, name, values) for kind, name, values in _tables(ensemble)),
+        ]
+    )
+
+
+def _tables(ensemble: Ensemble) -> list[tuple[str, str, Array]]:
+    """Return the constant arrays: type in C, name, values."""
     leaf = ensemble.width
-    place = least_unsigned(nodes)
-    feature = np.where(ensemble.feature < 0, leaf, ensemble.feature)
-    parts = [
-        "/* instead of a feature: `yes` and `no` are then the first weight and the one past the last */\n",
-        f"#define LEAF {leaf}\n",
-        table(least_unsigned(leaf), "feature", feature),
-        table("float", "threshold", ensemble.threshold),
-        table(place, "yes", ensemble.yes),
-        table(place, "no", ensemble.no),
-        *([table("uint8_t", "nan_goes_yes", ensemble.nan_goes_yes)] if ensemble.nan_goes_yes.any() else []),
-        table(place, "root", ensemble.roots),
-        table("float", "weight", ensemble.weights),
-        *([table(least_unsigned(ensemble.outputs), "target", ensemble.targets)] if ensemble.sums > 1 else []),
-        *([table("float", "base", ensemble.base)] if len(ensemble.base) else []),
+    place = least_unsigned(int(max(ensemble.yes.max(), ensemble.no.max(), ensemble.roots.max())))
+    return [
+        (least_unsigned(leaf), "feature", np.where(ensemble.feature < 0, leaf, ensemble.feature)),
+        ("float", "threshold", ensemble.threshold),
+        (place, "yes", ensemble.yes),
+        (place, "no", ensemble.no),
+        *([("uint8_t", "nan_goes_yes", ensemble.nan_goes_yes)] if ensemble.nan_goes_yes.any() else []),
+        (place, "root", ensemble.roots),
+        ("float", "weight", ensemble.weights),
+        *([(least_unsigned(ensemble.outputs), "target", ensemble.targets)] if ensemble.sums > 1 else []),
+        *([("float", "base", ensemble.base)] if len(ensemble.base) else []),
     ]
-    return "".join(parts)
 
 
 def _walk(ensemble: Ensemble) -> str:
@@ -105,7 +139,9 @@ static void sum_up(const float *in, float *sum{seen})
 
 def _predict(ensemble: Ensemble, face: Face) -> str:
     macro = face.name.upper()
-    if ensemble.rule in {"half", "sign"}:
+    if ensemble.transform == PAIR:
+        body = "    float sum;\n\n    sum_up(in, &sum);\n    out[1] = logistic(sum);\n    out[0] = 1.0f - out[1];"
+    elif ensemble.rule in {"half", "sign"}:
         first, second = {
             ("half", "NONE"): ("1.0f - sum", "sum"),
             ("sign", "NONE"): ("-sum", "sum"),
@@ -117,16 +153,26 @@ def _predict(ensemble: Ensemble, face: Face) -> str:
         call = "    sum_up(in, out, seen);" if seen else "    sum_up(in, out);"
         body = f"{seen}{_TRANSFORM_LOCALS[ensemble.transform]}\n{call}\n{_TRANSFORMS[ensemble.transform]}"
         body = body.replace("COUNT", f"{macro}_OUTPUTS").lstrip("\n").rstrip("\n")
-    logistic = _LOGISTIC if ensemble.transform == "LOGISTIC" else ""
+    before = {"NONE": "", "SOFTMAX": EXPONENTIAL}.get(ensemble.transform, EXPONENTIAL + _LOGISTIC)
     return (
-        f"{logistic}void {face.name}_predict(const float in[{macro}_INPUTS], float out[{macro}_OUTPUTS])\n"
+        f"{before}void {face.name}_predict(const float in[{macro}_INPUTS], float out[{macro}_OUTPUTS])\n"
         f"{{\n{body}\n}}\n"
     )
 
 
 def _label(ensemble: Ensemble, face: Face) -> str:
     macro = face.name.upper()
-    if ensemble.rule != "most":
+    if ensemble.rule in {"sum", "mean"}:
+        body = f"""\
+    float out[{macro}_OUTPUTS];
+    int best = 0, i;
+
+    {face.name}_predict(in, out);
+    for (i = 1; i < {macro}_OUTPUTS; i++)
+        if (out[i] > out[best])
+            best = i;
+    return best;"""
+    elif ensemble.rule != "most":
         bound = "0.5f" if ensemble.rule == "half" else "0.0f"
         body = f"    float sum;\n\n    sum_up(in, &sum);\n    return sum > {bound};"
     else:
@@ -147,7 +193,7 @@ def _label(ensemble: Ensemble, face: Face) -> str:
 _LOGISTIC = """\
 static float logistic(float x)
 {
-    const float value = 1.0f / (1.0f + expf(x < 0.0f ? x : -x));
+    const float value = 1.0f / (1.0f + exponential(x < 0.0f ? x : -x));
 
     return x < 0.0f ? 1.0f - value : value;
 }
@@ -162,7 +208,7 @@ _TRANSFORMS = {
     for (i = 1; i < COUNT; i++)
         most = out[i] > most ? out[i] : most;
     for (i = 0; i < COUNT; i++)
-        total += out[i] = expf(out[i] - most);
+        total += out[i] = exponential(out[i] - most);
     for (i = 0; i < COUNT; i++)
         out[i] /= total;
 """,

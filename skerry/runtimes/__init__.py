@@ -9,7 +9,8 @@
 Importing this package imports no NumPy and no runtime: each adapter imports its own.
 """
 
-from skerry.runtimes.child import Limits, Raced, Ran, race_in_child, run_in_child
+from skerry.runtimes.child import Raced, Ran, race_in_child, run_in_child
+from skerry.runtimes.confined import Limits
 from skerry.runtimes.environments import Found, find_runtime, prepare_environment
 from skerry.runtimes.session import Refused, RuntimeInfo, Session, Signature, Tensor, open_session, probe
 

@@ -1,8 +1,9 @@
 """A model in a child process with limits: a crash, a timeout or a memory bomb comes back to the parent as a value.
 
 The parent writes `request.json` and `inputs.npz` into a temporary folder and runs `python -m skerry.runtimes.child
-FOLDER`; the child limits itself, loads the model, runs it row by row, in order, in one session, and writes
-`outputs.npz` and `result.json`. With a rival in the request, the two are timed in turn instead (`race_in_child`).
+FOLDER`; the child limits itself, loads the model, runs it row by row, in order, in one session (or in one for each
+sequence of rows), and writes `outputs.npz` and `result.json`. With a rival in the request, the two are timed in turn
+instead (`race_in_child`).
 
 A runtime that cannot live beside ours (`skerry.runtimes.environments`) is run by its own Python, which sees this
 package and nothing else of our environment.
@@ -11,13 +12,10 @@ package and nothing else of our environment.
 import contextlib
 import importlib
 import json
-import os
 import resource
-import signal
-import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import skerry
 from skerry.errors import Rejected, SkerryError
 from skerry.runtimes.arrays import pack, unpack
+from skerry.runtimes.confined import Limits, confine, run_confined
 from skerry.runtimes.environments import Found, find_runtime
 from skerry.runtimes.rows import run_in_turn, run_rows, timed
 from skerry.runtimes.session import Described, Refused, Signature, open_session, read_model
@@ -44,18 +43,6 @@ _MODULES = {
     "tflite-runtime": "tflite_runtime.interpreter",
 }
 """What to import for a runtime to be in memory."""
-PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "LANG", "LC_ALL", "TMPDIR")
-"""What the child sees of the environment: a hostile model has no business with passphrases and tokens."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a child may use: address space and output files in bytes, CPU and wall clock in seconds."""
-
-    address_space_bytes: int = 4 << 30
-    file_bytes: int = 256 << 20
-    cpu_s: int = 60
-    wall_s: float = 90.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,16 +78,20 @@ def run_in_child(
     model: Path,
     inputs: "Mapping[str, np.ndarray[Any, Any]] | None" = None,
     *,
+    starts: Sequence[int] = (0,),
     limits: Limits | None = None,
     python: str | None = None,
 ) -> Ran | Refused:
     """Load a model in a child process and run it once for every row of `inputs` (by name, rows first).
 
-    Without inputs it is only loaded. `python` is the program to run it by; by default the one that has the runtime.
+    Without inputs it is only loaded. `starts` are the rows, in order, that a fresh session begins with, the first among
+    them: a model with a state answers by what came before. `python` is the program to run it by; by default the one
+    that has the runtime.
     Returns `Refused` with the reason when the runtime is missing, when the model is refused, crashes the runtime, or
     oversteps the limits.
     """
-    done = _ask(runtime, {"model": str(model.resolve())}, inputs, limits=limits or Limits(), python=python)
+    request = {"model": str(model.resolve()), "starts": list(starts)}
+    done = _ask(runtime, request, inputs, limits=limits or Limits(), python=python)
     if isinstance(done, Refused):
         return done
     result, arrays = done
@@ -184,42 +175,20 @@ def _ask(
 
 
 def _spawn(folder: Path, limits: Limits, *, python: str) -> Refused | None:
-    # -P: the working folder is not searched for modules; one thread: a measurement is of one core
-    command = [python, "-P", "-m", "skerry.runtimes.child", str(folder)]
-    environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    environment = {}
     if python != sys.executable:
         # another Python is lent this package by a link, and nothing that lies beside it
         (folder / "path").mkdir()
         (folder / "path" / "skerry").symlink_to(Path(skerry.__file__).resolve().parent)
         environment["PYTHONPATH"] = str(folder / "path")
-    environment |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    with (folder / "stderr").open("wb") as stderr:
-        child = subprocess.Popen(
-            command,
-            cwd=folder,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=stderr,
-            stderr=stderr,
-            start_new_session=True,
-        )
-        try:
-            code = child.wait(timeout=limits.wall_s)
-        except subprocess.TimeoutExpired:
-            return Refused(f"expected the model to be done in {limits.wall_s:g} s, got a timeout")
-        finally:
-            if child.poll() is None:
-                os.killpg(child.pid, signal.SIGKILL)
-                child.wait()
-    if code == 0:
+    failure = run_confined("skerry.runtimes.child", folder, limits, python=python, environment=environment)
+    if failure is None:
         return None
-    if code < 0:
-        return Refused(f"expected the model to run, got a crash of the runtime by {signal.Signals(-code).name}")
-    with (folder / "stderr").open("rb") as stderr:
-        stderr.seek(-min(4096, os.fstat(stderr.fileno()).st_size), os.SEEK_END)
-        lines = stderr.read().decode(errors="replace").split("\n")
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "no message")
-    return Refused(f"expected the model to run, got exit code {code}: {last[:200]}")
+    if failure.timeout:
+        return Refused(f"expected the model to be done in {limits.wall_s:g} s, got a timeout")
+    if failure.crash:
+        return Refused(f"expected the model to run, got a crash of the runtime by {failure.crash}")
+    return Refused(f"expected the model to run, got {failure.said}")
 
 
 def _read_result(folder: Path) -> "tuple[dict[str, Any], Arrays] | Refused":
@@ -238,7 +207,7 @@ def main() -> None:
     """Serve one request: the program of the child."""
     folder = Path(sys.argv[1])
     request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
-    _limit(request)
+    confine(request)
     try:
         race = request.get("race")
         result = _serve_race(folder, request, race) if race else _serve(folder, request)
@@ -251,25 +220,16 @@ def main() -> None:
     (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
 
 
-def _limit(request: dict[str, Any]) -> None:
-    for what, most in (
-        (resource.RLIMIT_AS, request["address_space_bytes"]),
-        (resource.RLIMIT_FSIZE, request["file_bytes"]),
-        (resource.RLIMIT_CPU, request["cpu_s"]),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        _, hard = resource.getrlimit(what)
-        limit = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(what, (limit, limit))
-
-
 def _serve(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
     runtime, model = request["runtime"], Path(request["model"])
     inputs = _inputs(folder)
     _import(runtime)
     bare = _bare_rss_bytes()
     session = _open(runtime, model)
-    outputs, latencies = run_rows(session, inputs)
+    signature = session.signature()
+    outputs, latencies = run_rows(
+        session, inputs, starts=request.get("starts", [0]), fresh=lambda: _open(runtime, model)
+    )
     peak = _peak_rss_bytes()
     (folder / "outputs.npz").write_bytes(pack(outputs))
     arena = None
@@ -284,7 +244,7 @@ def _serve(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
         "peak_rss_bytes": peak,
         "growth_bytes": max(peak - bare, 0),
         "arena_bytes": arena,
-        "signature": asdict(session.signature()),
+        "signature": asdict(signature),
     }
 
 

@@ -4,7 +4,7 @@ NumPy is imported inside the functions, so that importing this module costs a de
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from skerry.errors import Rejected
@@ -21,10 +21,19 @@ WATCHED_ROWS = 32
 LEAST_PAIRS = 20
 
 
-def run_rows(session: Session, inputs: "Arrays") -> "tuple[Arrays, list[int]]":
-    """Run every row as a batch of one, in order; returns outputs with rows first, and microseconds per inference."""
+def run_rows(
+    session: Session, inputs: "Arrays", *, starts: Sequence[int] = (0,), fresh: Callable[[], Session]
+) -> "tuple[Arrays, list[int]]":
+    """Run every row as a batch of one, in order; returns outputs with rows first, and microseconds per inference.
+
+    The first row is run in `session`, and each other one of `starts` in a fresh session, as are those that follow it.
+    """
     results, latencies = [], []
-    for row in _rows(inputs):
+    begins = set(starts) - {0}
+    for position, row in enumerate(_rows(inputs)):
+        if position in begins:
+            session.close()
+            session = fresh()
         started = time.perf_counter_ns()
         results.append(session.run(row))
         latencies.append((time.perf_counter_ns() - started) // 1000)

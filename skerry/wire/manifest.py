@@ -10,6 +10,7 @@ from skerry.errors import Rejected
 CHUNK_BYTES = 64 * 1024
 MAX_FILES = 16
 MAX_FILE_BYTES = 1 << 30
+_SECOND = ".second"
 _FILE_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 
 
@@ -96,6 +97,21 @@ def describe_file(name: str, data: bytes) -> FileEntry:
     return FileEntry(name=name, length=len(data), sha256=hashlib.sha256(data).hexdigest(), chunks=chunks)
 
 
-def target_name(model: str, version: int, profile: str, file: str) -> str:
-    """Return the TUF target path of a file of an artifact: `models/MODEL/VERSION/PROFILE/FILE`."""
-    return f"models/{model}/{version}/{profile}/{file}"
+def target_name(model: str, version: int, profile: str, file: str, *, second: bool = False) -> str:
+    """Return the TUF target path of a file of an artifact: `models/MODEL/VERSION/PROFILE/FILE`.
+
+    A release may keep a second build for a profile, for the first devices to measure; its files are listed under
+    `models/MODEL/VERSION/PROFILE.second/FILE`. No profile's name has a dot, and a path keeps its depth, which is what
+    the path patterns of delegations go by.
+    """
+    return f"models/{model}/{version}/{profile}{_SECOND if second else ''}/{file}"
+
+
+def other_build(path: str) -> str:
+    """Return the path of the same file in the other build of the profile; empty for a path that is none of a file."""
+    parts = path.split("/")
+    if len(parts) != 5:
+        return ""
+    profile = parts[3].removesuffix(_SECOND)
+    parts[3] = profile if profile != parts[3] else profile + _SECOND
+    return "/".join(parts)

@@ -32,7 +32,11 @@ class Assign:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What an assignment grants: the `custom` part of the one target in the director's targets metadata."""
+    """What an assignment grants: the `custom` part of the one target in the director's targets metadata.
+
+    `measure` is the path of the manifest of the profile's other build, and `measure_sha256` its digest, where the
+    device shall measure that one as well and say so in an `Evidence`.
+    """
 
     device: str
     counter: int
@@ -42,6 +46,8 @@ class Terms:
     rollback: bool = False
     grace_s: int = 86400
     trial_inferences: int = 20
+    measure: str = ""
+    measure_sha256: str = ""
     v: int = VERSION
 
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,7 +30,7 @@ from skerry.drift.reference import build_monitor
 from skerry.runtimes import open_session
 from skerry.runtimes.arrays import pack
 from skerry.wire import codec, topics
-from skerry.wire.manifest import CHUNK_BYTES, Manifest, TensorSpec, Tolerance, describe_file, target_name
+from skerry.wire.manifest import CHUNK_BYTES, Manifest, TensorSpec, Tolerance, describe_file, other_build, target_name
 from skerry.wire.messages import Ack, Anchor, Assign, DeploymentEvent, Index, Outbox, Reported, Terms
 from skerry.wire.report import WindowReport, decode_report
 
@@ -52,13 +53,20 @@ def wait_for(what: Callable[[], T], *, why: str, timeout_s: float = 20.0) -> T:
     raise AssertionError(f"expected {why} within {timeout_s} s")
 
 
-def make_model(seed: int) -> bytes:
-    """Return an ONNX model: the mean of each axis, a linear layer, softmax."""
-    weights = np.random.default_rng(seed).normal(size=(6, 3)).astype(np.float32)
+def make_model(seed: int, *, layers: int = 0) -> bytes:
+    """Return an ONNX model: the mean of each axis, as many wide layers as asked for, a linear layer, softmax."""
+    rng = np.random.default_rng(seed)
+    sizes = [6, *[512] * layers, 3]
+    shapes = list(pairwise(sizes))
+    weights = [(rng.normal(size=shape) / np.sqrt(shape[0])).astype(np.float32) for shape in shapes]
+    names = ["features", *[f"hidden-{number}" for number in range(layers)], "scores"]
     graph = helper.make_graph(
         [
             helper.make_node("ReduceMean", ["window"], ["features"], axes=[1], keepdims=0),
-            helper.make_node("MatMul", ["features", "weights"], ["scores"]),
+            *(
+                helper.make_node("MatMul", [name, f"weights-{number}"], [names[number + 1]])
+                for number, name in enumerate(names[:-1])
+            ),
             helper.make_node("Softmax", ["scores"], ["probabilities"], axis=1),
         ],
         "strokes",
@@ -67,7 +75,10 @@ def make_model(seed: int) -> bytes:
             helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, (1, 3)),
             helper.make_tensor_value_info("features", TensorProto.FLOAT, (1, 6)),
         ],
-        [helper.make_tensor("weights", TensorProto.FLOAT, (6, 3), weights.tobytes(), raw=True)],
+        [
+            helper.make_tensor(f"weights-{number}", TensorProto.FLOAT, each.shape, each.tobytes(), raw=True)
+            for number, each in enumerate(weights)
+        ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     # weight that is never read, so that the file has several chunks
@@ -79,9 +90,11 @@ def make_model(seed: int) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def make_artifact(folder: Path, *, version: int, wrong_golden: bool = False) -> dict[str, bytes]:
+def make_artifact(
+    folder: Path, *, version: int, wrong_golden: bool = False, layers: int = 0, profile: str = PROFILE
+) -> dict[str, bytes]:
     """Return the files of an artifact of this model version."""
-    model = make_model(seed=version)
+    model = make_model(seed=version, layers=layers)
     path = folder / f"model-{version}.onnx"
     path.write_bytes(model)
     session = open_session("onnxruntime", path)
@@ -104,7 +117,7 @@ def make_artifact(folder: Path, *, version: int, wrong_golden: bool = False) -> 
     manifest = Manifest(
         model=MODEL,
         version=version,
-        profile=PROFILE,
+        profile=profile,
         runtime="onnxruntime",
         model_file="model.onnx",
         golden_file="golden.npz",
@@ -171,6 +184,7 @@ class Shore:
         self.conflicts = 0
         self.acknowledging = True
         self.artifacts: dict[int, dict[str, bytes]] = {}
+        self.seconds: dict[int, dict[str, bytes]] = {}
         self._deployments = 0
         self._client = Client(CallbackAPIVersion.VERSION2, client_id="shore", protocol=MQTTv5)
         self._client.on_connect = lambda client, *_: client.subscribe([(each, 1) for each in topics.UP_FILTERS])
@@ -188,15 +202,20 @@ class Shore:
 
     # --- what is published
 
-    def release(self, version: int, **options: Any) -> None:
-        """Make, sign and publish an artifact."""
+    def release(self, version: int, *, second: dict[str, Any] | None = None, **options: Any) -> None:
+        """Make, sign and publish an artifact, and with `second` (options of that one) the other build beside it."""
+        self.artifacts[version] = self._list(version, is_second=False, **options)
+        if second is not None:
+            self.seconds[version] = self._list(version, is_second=True, **second)
+        self.publish_image()
+
+    def _list(self, version: int, *, is_second: bool, **options: Any) -> dict[str, bytes]:
         files = make_artifact(self.folder, version=version, **options)
-        self.artifacts[version] = files
         for name, data in files.items():
-            path = target_name(MODEL, version, PROFILE, name)
+            path = target_name(MODEL, version, PROFILE, name, second=is_second)
             self.image.targets[path] = TargetFile.from_data(path, data, ["sha256"])
             self.chunks(data)
-        self.publish_image()
+        return files
 
     def publish_image(self) -> None:
         roles, version = self.image.publish(), self.image.version
@@ -214,12 +233,27 @@ class Shore:
     def spoil_chunk(self, data: bytes, number: int) -> None:
         self.say(topics.blob(hashlib.sha256(data).hexdigest(), number), b"\0" * CHUNK_BYTES)
 
-    def assign(self, device: str, version: int, *, names: str = "", manifest: bytes | None = None, **terms: Any) -> str:
-        """Assign a version to a device (`names`: whom the terms name); return the deployment."""
+    def assign(
+        self,
+        device: str,
+        version: int,
+        *,
+        names: str = "",
+        manifest: bytes | None = None,
+        measure: bool = False,
+        **terms: Any,
+    ) -> str:
+        """Assign a version to a device (`names`: whom the terms name), maybe to `measure` both builds.
+
+        Returns the deployment.
+        """
         self._deployments += 1
         deployment = f"d{self._deployments}"
         director = self.directors.setdefault(device, self._director())
         path = target_name(MODEL, version, PROFILE, "manifest.json")
+        if measure:
+            other = hashlib.sha256(self.seconds[version]["manifest.json"]).hexdigest()
+            terms = {"measure": other_build(path), "measure_sha256": other, **terms}
         given = Terms(
             device=names or device,
             counter=director.version + 1,

@@ -96,6 +96,17 @@ def test_a_second_compilation_comes_from_the_cache_byte_for_byte(
     assert (again.artifact, again.report) == (first.artifact, first.report)
 
 
+def test_c_from_the_cache_has_all_its_files(moves: Samples, tmp_path: Path) -> None:
+    columns = moves.windows.std(axis=1).astype(np.float32)
+    forest = RandomForestClassifier(3, max_depth=3, random_state=1).fit(columns, moves.truth)
+    rows, cache = Rows({"x": columns}, moves.truth), Cache(tmp_path)
+    first, again = (
+        _compile(from_trees(forest, labels=LABELS), "cortex-m", (rows, rows), cache=cache).artifact for _ in range(2)
+    )
+    assert first is not None
+    assert first == again
+
+
 def test_damaged_results_are_measured_anew(trained: Trained, halves: tuple[Rows, Rows], tmp_path: Path) -> None:
     profile = replace(load_profile("x86-64-gateway"), precision=("float32",))
     source, cache = from_network(trained.network), Cache(tmp_path)
@@ -149,7 +160,7 @@ def test_where_full_int8_falls_short_the_mixed_arrangement_is_tried(
     assert ("int8-hybrid" in tried) == (full.agreement < 1.0)
 
 
-def test_an_ensemble_of_trees_is_built_for_onnx_profiles_alone(moves: Samples) -> None:
+def test_an_ensemble_of_trees_is_built_for_onnx_and_as_c_and_for_no_other_profile(moves: Samples) -> None:
     columns = moves.windows.std(axis=1)
     forest = RandomForestClassifier(5, max_depth=4, random_state=1).fit(columns, moves.truth)
     rows = Rows({"x": columns.astype(np.float32)}, moves.truth, moves.groups)
@@ -160,6 +171,15 @@ def test_an_ensemble_of_trees_is_built_for_onnx_profiles_alone(moves: Samples) -
     refused = _compile(source, "arm64-board", halves)
     assert refused.report.verdict == "refused"
     assert "TreeEnsemble" in refused.report.reason
+    emitted = _compile(source, "cortex-m4f-256kb", halves)
+    assert (emitted.report.verdict, emitted.report.chosen) == ("passed", "float32"), emitted.report.reason
+    assert emitted.recipes["float32"]["form"] == "C99"
+    assert emitted.artifact is not None
+    manifest = codec.decode(Manifest, emitted.artifact["manifest.json"])
+    assert manifest.model_file == "trees.c"
+    assert {entry.name for entry in manifest.files} == {"trees.c", "trees.h", "golden.npz", "gate.json"}
+    again = replay(json.loads(emitted.artifact["gate.json"]))
+    assert (again.chosen, again.candidates) == (emitted.report.chosen, emitted.report.candidates)
 
 
 def test_a_model_without_features_is_watched_by_its_row_of_inputs(moves: Samples) -> None:
@@ -186,6 +206,23 @@ def test_a_tflite_file_that_was_brought_along_is_a_candidate_as_it_is(
     refused = _compile(source, "x86-64-gateway", halves)
     assert (refused.report.verdict, refused.artifact) == ("not run", None)
     assert "expected ONNX for x86-64-gateway, got TFLite" in refused.report.reason
+
+
+def test_integers_that_were_brought_along_are_called_so_and_held_against_themselves(
+    trained: Trained, halves: tuple[Rows, Rows]
+) -> None:
+    rows = dict(halves[0].inputs)
+    data, _ = write_tflite(from_network(trained.network), "int8-hybrid", calibration=rows)
+    # whatever the profile would have written by itself
+    profile = replace(load_profile("cortex-m"), precision=("float32",))
+    outcome = _compile(import_model(data, labels=LABELS), profile, halves)
+    report = outcome.report
+    assert (report.verdict, report.chosen) == ("passed", "int8-hybrid"), report.reason
+    (candidate,) = report.candidates
+    assert {check.name: check.outcome for check in candidate.checks}["compression"] == "not run"
+    assert outcome.artifact is not None
+    assert codec.decode(Manifest, outcome.artifact["manifest.json"]).lineage["precision"] == "int8-hybrid"
+    assert replay(json.loads(outcome.artifact["gate.json"])).chosen == "int8-hybrid"
 
 
 def test_microcontrollers_get_the_model_as_c_beside_the_flatbuffer(trained: Trained, halves: tuple[Rows, Rows]) -> None:

@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from sklearn.ensemble import RandomForestClassifier
 
@@ -98,6 +99,96 @@ def test_an_upload_that_is_none_is_refused_at_once(coast: Coast) -> None:
         answer = coast.client.post("/v1/models/sums/import", content=body)
         assert answer.status_code == 422, answer.text
         assert "\n" not in answer.json()["detail"]
+
+
+def _version(coast: Coast, model: bytes, values: Array, truth: Array | None, *, dataset: str = "") -> int:
+    samples = {"X": values} if truth is None else {"X": values, "y": truth}
+    path = "/v1/models/sums/import" + (f"?dataset={dataset}" if dataset else "")
+    job = coast.job(coast.ask("POST", path, content=_upload(model, {"labels": LABELS}, **samples)))
+    assert job["state"] == "done", job["error"]
+    return int(job["result"]["version"])
+
+
+def _report(coast: Coast, version: int) -> dict[str, Any]:
+    path = f"/v1/models/sums/versions/{version}"
+    compiled = coast.job(coast.ask("POST", f"{path}/compile", json={"profiles": ["x86-64-gateway"]}))
+    assert compiled["state"] == "done", compiled["error"]
+    (build,) = coast.ask("GET", path)["builds"]
+    report: dict[str, Any] = build["report"]
+    return report
+
+
+def _field(report: dict[str, Any]) -> dict[str, str]:
+    return next(check for check in report["candidates"][0]["checks"] if check["name"] == "field")
+
+
+def _poor(values: Array) -> bytes:
+    """Return a model that labels by another rule than the first one's."""
+    forest = RandomForestClassifier(2, max_depth=2, random_state=1).fit(values, (values[:, 0] > 0).astype(int))
+    return from_trees(forest, labels=tuple(LABELS)).data
+
+
+def test_an_imported_second_version_is_held_against_the_first_on_its_own_labelled_samples(coast: Coast) -> None:
+    data, values, truth = _model()
+    first = _version(coast, data, values, truth)
+    assert not [check for check in _report(coast, first)["candidates"][0]["checks"] if check["name"] == "field"]
+    worse = _report(coast, _version(coast, _poor(values), values, truth))
+    assert worse["verdict"] == "refused"
+    assert _field(worse)["outcome"] == "refused"
+    assert "of the model's own held-out samples (previous version:" in _field(worse)["got"]
+    unknown = _report(coast, _version(coast, _poor(values), values, None))
+    assert unknown["verdict"] == "passed"
+    assert _field(unknown) == {
+        "name": "field",
+        "outcome": "not run",
+        "expected": "no worse than the previous version",
+        "got": "there are no labelled windows from the field, and the model's samples have no truth",
+    }
+
+
+def test_with_a_data_set_an_imported_version_is_held_against_the_first_on_its_windows_from_the_field(
+    coast: Coast,
+) -> None:
+    recording = recordings(groups=2, rows=30, seed=1)
+    arrays = dict(np.load(io.BytesIO(recording)))
+    # the classes in another order than the data set's: which is which is told by their names
+    labels = arrays["labels"].tolist()[::-1]
+    windows, truth = arrays["X"], len(labels) - 1 - arrays["y"]
+    coast.ask("POST", "/v1/datasets/moves/parts?role=gate", content=recording)
+    columns = windows.reshape(len(windows), -1)
+    versions = []
+    for rows in (slice(0, None), slice(0, 6)):
+        forest = RandomForestClassifier(8, random_state=1).fit(columns[rows], truth[rows])
+        model = _over_windows(from_trees(forest, labels=tuple(labels)).data, windows.shape[1:])
+        body = _upload(model, {"labels": labels}, X=windows)
+        job = coast.job(coast.ask("POST", "/v1/models/sums/import?dataset=moves", content=body))
+        assert job["state"] == "done", job["error"]
+        versions.append(job["result"]["version"])
+    report = _report(coast, versions[1])
+    assert f"of {len(windows)} labels of the labelled windows from the field (previous" in _field(report)["got"]
+    assert _field(report)["outcome"] == "refused"
+    assert report["reference"]["previous_field_accuracy"] > 0.95
+    assert report["reference"]["previous_field_accuracy"] > report["candidates"][0]["field_accuracy"]
+    assert coast.ask("GET", f"/v1/models/sums/versions/{versions[1]}")["dataset"] == "moves"
+
+
+def _over_windows(data: bytes, shape: tuple[int, ...]) -> bytes:
+    """Return the model with windows as its input, flattened."""
+    model = onnx.ModelProto.FromString(data)
+    model.graph.node.insert(0, onnx.helper.make_node("Flatten", ["window"], ["x"], axis=1))
+    model.graph.ClearField("input")
+    model.graph.input.append(onnx.helper.make_tensor_value_info("window", onnx.TensorProto.FLOAT, (1, *shape)))
+    return bytes(model.SerializeToString())
+
+
+def test_a_data_set_that_cannot_judge_the_model_is_refused_at_the_import(coast: Coast) -> None:
+    data, values, truth = _model()
+    body = _upload(data, {"labels": LABELS}, X=values, y=truth)
+    assert coast.client.post("/v1/models/sums/import?dataset=none", content=body).status_code == 404
+    coast.ask("POST", "/v1/datasets/moves/parts", content=recordings(groups=2, rows=20, seed=1))
+    job = coast.job(coast.ask("POST", "/v1/models/sums/import?dataset=moves", content=body))
+    assert job["state"] == "failed"
+    assert "data set: expected a model of one input, float32" in job["error"]
 
 
 def test_trees_are_trained_over_the_features_of_windows(coast: Coast) -> None:

@@ -6,9 +6,13 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+from sklearn.ensemble import GradientBoostingClassifier
 
+from converters.c.ensemble import read_trees
+from converters.c.evaluate import evaluate, hard_rows
 from converters.c_source import emit_trees
 from converters.samples import Array
+from converters.trees import from_trees
 from tests.integration.emulators.emitted import compiled
 from tests.unit.emulators.ensembles import WIDTH, Tables, classifier, regressor
 
@@ -60,6 +64,7 @@ def test_random_classifiers_label_and_score_as_onnx_runtime(
     labels, scores = runtime(model, rows)
     assert np.array_equal(emitted.labels(rows), labels[:, 0])
     assert len(np.unique(labels)) > 1, "expected rows that tell something apart"
+    assert emitted.predict(rows).tobytes() == evaluate(read_trees(model), rows).tobytes()
     if "post_transform" in more:
         assert np.abs(emitted.predict(rows) - scores).max() < 1e-6
     else:
@@ -72,6 +77,7 @@ def test_random_regressors_sum_as_onnx_runtime(more: dict[str, Any], rng: np.ran
     emitted = compiled(emit_trees(model, "trees"), tmp_path)
     rows = rows_of(rng, 400)
     assert emitted.predict(rows).tobytes() == runtime(model, rows)[0].tobytes()
+    assert emitted.predict(rows).tobytes() == evaluate(read_trees(model), rows).tobytes()
 
 
 def test_several_targets_are_summed_each(rng: np.random.Generator, tmp_path: Path) -> None:
@@ -79,6 +85,22 @@ def test_several_targets_are_summed_each(rng: np.random.Generator, tmp_path: Pat
     emitted = compiled(emit_trees(model, "trees"), tmp_path)
     rows = rows_of(rng, 200)
     assert emitted.predict(rows).tobytes() == runtime(model, rows)[0].tobytes()
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_boosters_with_their_end_behind_the_trees_label_and_score_as_onnx_runtime(classes: int, tmp_path: Path) -> None:
+    values = np.random.default_rng(3).normal(size=(300, 6)).astype(np.float32)
+    truth = (values[:, 0] * values[:, 1] > 0).astype(int) + (values[:, 2] > 1) * (classes - 2)
+    model = from_trees(GradientBoostingClassifier(n_estimators=12, random_state=0).fit(values, truth)).data
+    ensemble = read_trees(model)
+    assert ensemble.transform == ("PAIR" if classes == 2 else "SOFTMAX")
+    emitted = compiled(emit_trees(model, "trees"), tmp_path)
+    rows = np.concatenate([values, hard_rows(ensemble, 200)])
+    (scores,) = runtime(model, rows)
+    assert np.abs(emitted.predict(rows) - scores).max() < 1e-6
+    assert emitted.predict(rows).tobytes() == evaluate(ensemble, rows).tobytes()
+    assert np.array_equal(emitted.labels(rows), scores.argmax(axis=1))
+    assert len(np.unique(scores.argmax(axis=1))) == classes
 
 
 @pytest.mark.parametrize("classes", [2, 3])

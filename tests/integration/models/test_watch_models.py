@@ -87,11 +87,3 @@ def test_the_hybrid_gives_the_same_labels_on_a_microcontroller_in_a_small_arena(
     assert np.mean(board.argmax(axis=1) == micro.outputs["probabilities"].argmax(axis=1)) >= 0.995
     assert micro.arena_bytes is not None
     assert 2_400 < micro.arena_bytes <= 16 * 1024
-
-
-def test_dynamic_quantisation_keeps_the_labels(first: Trained, unseen: Samples, tmp_path: Path) -> None:
-    data = onnx_writer.write_dynamic(first.network)
-    ran = _run("onnxruntime", data, unseen.windows, tmp_path)
-    labels = first.network.forward(unseen.windows).labels
-    assert np.mean(ran.outputs["probabilities"].argmax(axis=1) == labels) >= 0.975
-    assert len(data) < 0.6 * len(onnx_writer.write_float(first.network))

@@ -1,6 +1,7 @@
 """The inference loop with a model of one line: trials, windows, and a disk that refuses."""
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ class Stub:
         self.value = 0.0
 
     def next(self) -> Sample:
-        return Sample(values=np.full((1, 2), self.value, np.float32), truth=0)
+        return Sample(values={"X": np.full((1, 2), self.value, np.float32)}, truth=0)
 
     def run(self, _inputs: dict[str, Any]) -> dict[str, Any]:
         if self.bad:
@@ -142,6 +143,31 @@ def test_an_input_that_is_no_number_does_not_end_a_trial(bench: Bench) -> None:
     bench.infer(5)
 
     assert bench.decisions == [Decision(passed=True)]
+
+
+def test_a_model_of_two_inputs_gets_both_and_a_source_without_one_ends_no_trial(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[dict[str, Any]] = []
+    run = bench.stub.run
+
+    def watched(inputs: dict[str, Any]) -> dict[str, Any]:
+        given.append(inputs)
+        return run(inputs)
+
+    monkeypatch.setattr(bench.stub, "run", watched)
+    inputs = (TensorSpec("window", (1, 2), "float32"), TensorSpec("rate", (1,), "float32"))
+    two = replace(bench.running(), manifest=replace(MANIFEST, inputs=inputs))
+    bench.engine.switch(two, trial=TERMS)
+    bench.infer(3)
+    assert (given, bench.decisions) == ([], [])
+    assert bench.engine.problem == "input: expected an array for each input, window, rate too, got X: add it"
+
+    row = {"window": np.zeros((1, 2), np.float32), "rate": np.ones(1, np.float32)}
+    monkeypatch.setattr(bench.stub, "next", lambda: Sample(values=row, truth=None))
+    bench.infer(5)
+    assert all(list(each) == ["window", "rate"] for each in given)
+    assert (bench.decisions, bench.engine.problem) == ([Decision(passed=True)], "")
 
 
 def test_on_the_real_clock_every_window_has_its_own_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

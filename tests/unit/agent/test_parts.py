@@ -10,11 +10,11 @@ import pytest
 
 from agent.assignment import deployment_of
 from agent.config import Config, read_config
-from agent.effects import compare
+from agent.golden import compare
 from agent.identity import StateFolder
 from agent.link import full_jitter, parse_broker
 from agent.observe import Latencies, Observer, Seen, read_seen
-from agent.source import ReplaySource, shuffled
+from agent.source import ReplaySource, Sample, shuffled
 from agent.telling import Reporter, Versions
 from agent.trial import Terms, Trial
 from skerry.drift.reference import build_monitor
@@ -70,7 +70,7 @@ def write_recording(path: Path, rows: int, value: float = 0.0, **more: Any) -> P
 def test_a_recording_is_replayed_in_an_order_that_only_the_seed_decides(tmp_path: Path) -> None:
     path = write_recording(tmp_path / "r.npz", 6)
     sources = [ReplaySource(path, seed=seed) for seed in (1, 1, 2)]
-    orders = [[float(source.next().values[0, 0, 0]) for _ in range(18)] for source in sources]
+    orders = [[float(source.next().values["X"][0, 0, 0]) for _ in range(18)] for source in sources]
 
     assert orders[0] == orders[1] != orders[2]
     assert [sorted(orders[0][start : start + 6]) for start in (0, 6, 12)] == [[0, 1, 2, 3, 4, 5]] * 3
@@ -84,11 +84,11 @@ def test_a_recording_that_is_replaced_is_followed_and_a_broken_one_is_not(tmp_pa
     assert source.next().truth in LABELS
 
     path.write_bytes(b"half a file")
-    assert float(source.next().values.max()) < 100
+    assert float(source.next().values["X"].max()) < 100
     assert "expected an npz" in source.problem
 
     write_recording(tmp_path / "new.npz", 4, 100.0).replace(path)
-    assert float(source.next().values.min()) >= 100
+    assert float(source.next().values["X"].min()) >= 100
     assert (source.problem, source.next().truth) == ("", None)
 
 
@@ -107,13 +107,17 @@ def test_a_recording_that_is_finished_while_it_is_read_is_read_again(
         patch.setattr("agent.source.read_recording", read_too_early)
         source.next()
 
-    assert float(source.next().values.min()) >= 100
+    assert float(source.next().values["X"].min()) >= 100
 
 
 @pytest.mark.parametrize(
     "arrays",
     [
-        {"Z": np.zeros(3, np.float32)},
+        {},
+        {"y": np.zeros(3, np.int64)},
+        {"left": np.zeros((3, 2), np.float32), "right": np.zeros((4, 2), np.float32)},
+        {"left": np.array(["a", "b"])},
+        {"left": np.zeros((0, 2), np.float32)},
         {"X": np.zeros((3, 2), np.float64)},
         {"X": np.zeros((3, 2), np.float32), "y": np.zeros(2, np.int64)},
         {"X": np.zeros((1, 2), np.float32), "y": np.array([9]), "labels": np.array(LABELS)},
@@ -125,6 +129,34 @@ def test_what_is_not_a_recording_is_refused(tmp_path: Path, arrays: dict[str, An
 
     with pytest.raises(Rejected, match="expected"):
         ReplaySource(tmp_path / "r.npz")
+
+
+def test_a_recording_of_several_inputs_gives_the_same_row_of_each(tmp_path: Path) -> None:
+    left, right = np.arange(12, dtype=np.float32).reshape(6, 2), np.arange(6, dtype=np.int8)[:, None] + 50
+    (tmp_path / "r.npz").write_bytes(pack({"left": left, "right": right, "y": np.arange(6) % 2}))
+    source = ReplaySource(tmp_path / "r.npz")
+    specs = (TensorSpec("right", (1, 1), "int8"), TensorSpec("left", (1, 2), "float32"))
+    rows = set()
+    for _ in range(6):
+        sample = source.next()
+        given = sample.inputs(specs)
+        assert list(given) == ["right", "left"]
+        row = int(given["left"][0, 0]) // 2
+        assert (given["left"].shape, int(given["right"][0, 0]), sample.truth) == ((1, 2), row + 50, row % 2)
+        rows.add(row)
+    assert rows == set(range(6))
+
+
+def test_a_source_that_lacks_an_input_is_refused_in_one_line_that_names_it() -> None:
+    sample = Sample(values={"left": np.zeros((1, 2))}, truth=None)
+    specs = [TensorSpec(name, (1, 2), "float32") for name in ("left", "right")]
+    with pytest.raises(Rejected, match="expected an array for each input, right too, got left") as refused:
+        sample.inputs(specs)
+    assert "\n" not in str(refused.value)
+    one = Sample(values={"X": np.zeros((1, 2))}, truth=None)
+    assert list(one.inputs(specs[:1])) == ["left"]
+    with pytest.raises(Rejected, match="left, right too, got X"):
+        one.inputs(specs)
 
 
 # --- observer

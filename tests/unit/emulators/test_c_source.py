@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from converters.c.ensemble import read_trees
+from converters.c.exponential import exponential
 from converters.c.face import face_of, float_literal, quoted
 from converters.c.net import quantised_multiplier
 from converters.c_source import c_array, dense_core, emit_dense, emit_trees
@@ -186,6 +188,55 @@ def test_categories_are_refused_by_their_mode() -> None:
     tables.tree(np.random.default_rng(RNG), 2, (0, 1, 2), mode="BRANCH_EQ")
     with pytest.raises(Rejected, match="BRANCH_EQ"):
         emit_trees(classifier(tables, 3))
+
+
+def _behind(*nodes: onnx.NodeProto, output: str, kind: str = "target", **more: object) -> bytes:
+    tables = _trees(kind, targets=(0, 1, 2))
+    model = onnx.ModelProto.FromString(regressor(tables, 3) if kind == "target" else classifier(tables, 3))
+    model.graph.node.extend(nodes)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((1, 1), dtype=np.float32), "one"))
+    model.graph.ClearField("output")
+    model.graph.output.append(onnx.helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, [1, 3]))
+    data: bytes = model.SerializeToString()
+    return data
+
+
+def test_a_softmax_behind_the_trees_is_emitted_with_them() -> None:
+    model = _behind(onnx.helper.make_node("Softmax", ["scores"], ["p"], axis=-1), output="p")
+    ensemble = read_trees(model)
+    assert (ensemble.transform, ensemble.output, ensemble.labels) == ("SOFTMAX", "p", ("0", "1", "2"))
+    files = emit_trees(model, "x", labels=("low", "mid", "high"))
+    assert face_of(files).classifies
+    assert b'class 2: "high"' in files["x.h"]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "message"),
+    [
+        ([("Exp", ["scores"], ["p"])], "got Exp"),
+        ([("Softmax", ["scores"], ["s"]), ("Neg", ["s"], ["p"])], "got Neg"),
+        ([("Sigmoid", ["scores"], ["s"]), ("Sub", ["s", "one"], ["d"]), ("Concat", ["d", "s"], ["p"])], "difference"),
+        ([("Sigmoid", ["scores"], ["s"]), ("Sub", ["one", "s"], ["d"]), ("Concat", ["s", "d"], ["p"])], "order"),
+        ([("Sigmoid", ["scores"], ["s"]), ("Sub", ["one", "s"], ["d"]), ("Concat", ["d", "s"], ["p"])], "3 outputs"),
+    ],
+)
+def test_another_end_behind_the_trees_is_refused_by_its_name(
+    nodes: list[tuple[str, list[str], list[str]]], message: str
+) -> None:
+    made = [
+        onnx.helper.make_node(kind, before, after, **({"axis": 1} if kind in {"Softmax", "Concat"} else {}))
+        for kind, before, after in nodes
+    ]
+    with pytest.raises(Rejected, match=message):
+        emit_trees(_behind(*made, output="p"))
+
+
+def test_the_exponential_is_near_the_real_one_and_zero_far_below() -> None:
+    x = -np.abs(np.random.default_rng(RNG).normal(size=10_000) * 25).astype(np.float32)
+    inside = x > -87
+    assert np.abs(exponential(x)[inside] / np.exp(x[inside].astype(np.float64)) - 1).max() < 2e-7
+    assert not exponential(x)[~inside].any()
+    assert exponential(np.zeros(1, dtype=np.float32))[0] == 1
 
 
 def test_files_that_are_not_emitted_have_no_face(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from sqlalchemy import select
 
 from control_plane import fleet_drift
 from control_plane.plane import Plane
@@ -64,3 +65,14 @@ def test_a_turn_ends_when_its_time_is_over_and_decides_only_when_all_is_read(
 def test_a_server_that_stops_does_not_wait_for_the_reading(filled: Plane) -> None:
     filled.stopping.set()
     assert fleet_drift.tick(filled) == fleet_drift.BATCH
+
+
+def test_windows_of_a_second_build_are_judged_by_its_own_monitor(filled: Plane) -> None:
+    with filled.sessions.begin() as session:
+        build = session.scalars(select(Build)).one()
+        # the device runs the other one of two: the first has other bins
+        build.second, build.manifest = build.manifest, filled.blobs.put(b"{}")
+    while fleet_drift.tick(filled):
+        pass
+    (fleet,) = fleet_drift.view(filled).fleets
+    assert (fleet.devices, [each.device for each in fleet_drift.view(filled).devices]) == (1, ["gull"])

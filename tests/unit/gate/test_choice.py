@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from converters.gate import GateReport, Measurement, Reference, judge, replay, table
+from converters.gate import CandidateReport, Check, GateReport, Measurement, Reference, judge, replay, table
 from skerry.errors import Rejected
 from skerry.wire.profile import Budgets, Profile
 
@@ -217,6 +217,13 @@ def test_a_report_replays_to_the_same_report_from_its_json(
     report = _judge(profile, **measured)
     tree = json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert replay(tree) == report
+
+
+def test_what_the_budget_did_not_reach_is_still_not_run_in_the_replay() -> None:
+    report = _judge(float32=FLOAT, int8_qdq=FASTER)
+    missed = CandidateReport("fp16", "not run", None, (Check("search", "not run", "an attempt", "none"),))
+    report = replace(report, candidates=(*report.candidates, missed))
+    assert replay(json.loads(json.dumps(report.to_json()))) == report
 
 
 def test_the_replay_judges_anew_and_believes_no_verdict() -> None:

@@ -105,6 +105,12 @@ def test_latency_of_another_architecture_is_a_proxy_and_never_refuses() -> None:
     assert (_outcome(report, "latency"), report.verdict) == ("proxy", "passed")
 
 
+def test_what_nothing_here_can_time_has_a_latency_that_is_not_run_and_never_refused() -> None:
+    report = _judge(("float32", replace(GOOD, architecture="x86_64", latency_p50_us=None, latency_p99_us=None)))
+    assert (_outcome(report, "latency"), report.verdict) == ("not run", "passed")
+    assert "latency: not run" in table(report)
+
+
 @pytest.mark.parametrize(
     ("host", "device", "outcome"),
     [
@@ -122,6 +128,12 @@ def test_a_processor_with_other_int8_kernels_measures_a_proxy(
     slow = replace(GOOD, architecture="x86_64", features=host, latency_p99_us=9_000_000)
     report = judge([("int8-hybrid", slow)], profile, reference=REFERENCE, runtime_version="2.3.0")
     assert _outcome(report, "latency") == outcome
+
+
+def test_integers_without_a_float_build_have_nothing_to_be_smaller_than() -> None:
+    alone = replace(REFERENCE, float_size_bytes=0, float_deflated_bytes=0)
+    report = _judge(("int8-hybrid", GOOD), reference=alone)
+    assert (_outcome(report, "compression"), report.verdict) == ("not run", "passed")
 
 
 def test_the_float_model_need_not_be_smaller_than_itself() -> None:

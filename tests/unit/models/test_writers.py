@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from control_plane.training import Trained
-from converters import onnx_writer
 from converters.artifact import golden_rows
 from converters.candidates import precisions_of, write_candidate
 from converters.samples import Samples
-from converters.source import from_network
+from converters.source import from_network, import_model
+from converters.tflite import PRECISIONS, write_tflite
+from converters.tflite_face import precision_of
 from firmware_profiles import load_profile
 from skerry.errors import Rejected
 from skerry.runtimes.arrays import pack, unpack
@@ -37,12 +38,15 @@ def test_a_precision_without_a_writer_is_rejected(tiny: Samples, trained: Traine
         write_candidate(source, wrong, "int4", calibration={"window": tiny.windows}, spans={})
 
 
-def test_onnx_dynamic_weights_are_int8(trained: Trained) -> None:
-    import onnx
-
-    model = onnx.ModelProto.FromString(onnx_writer.write_dynamic(trained.network))
-    integers = [tensor.name for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.INT8]
-    assert integers == ["weights_0", "weights_1", "weights_2"]
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_tflite_file_is_called_what_it_computes_in(precision: str, tiny: Samples, trained: Trained) -> None:
+    data, _ = write_tflite(from_network(trained.network), precision, calibration={"window": tiny.windows})
+    assert precision_of(data) == precision
+    brought = import_model(data, labels=trained.network.labels)
+    board = load_profile("arm64-board")
+    assert precisions_of(brought, board) == (precision,)
+    candidate = write_candidate(brought, board, precision, calibration={}, spans={})
+    assert (candidate.precision, candidate.data) == (precision, data)
 
 
 def test_golden_rows_are_spread_over_all_rows() -> None:

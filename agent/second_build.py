@@ -1,0 +1,206 @@
+"""The two builds of a profile, measured on this device: what the director asks of the first devices of a rollout.
+
+    fetch the other build  ->  replay its golden vectors  ->  race both, ABBA, in several children  ->  sign  ->  delete
+
+Nothing here may stop a deployment: whatever goes wrong is written into the evidence. There is one try per deployment,
+noted on disk before it begins, so that a device which the measuring brings down is not brought down again.
+"""
+
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agent.fetch import Retained, fetch_files
+from agent.golden import MAX_ARTIFACT_BYTES, golden_vectors, replay_in_child
+from agent.identity import Identity
+from agent.lifecycle import Grant
+from agent.signature import sign
+from skerry.delivery.durable import write_durably
+from skerry.delivery.partial import PartialFile
+from skerry.delivery.slots import MANIFEST
+from skerry.errors import Broken, Rejected, SkerryError, Unavailable
+from skerry.runtimes import Ran, Refused, probe, race_in_child
+from skerry.wire import codec
+from skerry.wire.evidence import FAILED, NOT_RUN, PASSED, BuildRun, Evidence, Race, SignedEvidence, signed_bytes
+from skerry.wire.manifest import CHUNK_BYTES, FileEntry, Manifest
+
+if TYPE_CHECKING:
+    import numpy as np
+
+# two children of either order of loading: where a model lies in memory moves it by some 1 % (docs/adr/0701)
+ROUNDS = 4
+SECONDS = 1.0
+PAIRS = 400
+STRETCHES = 20
+_log = logging.getLogger("skerry.agent.second")
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """A build as files on the disk."""
+
+    manifest: Manifest
+    model: Path
+    golden: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """Where the measuring happens: `folder` is its own, `room_bytes` stay free on its disk."""
+
+    folder: Path
+    link: Retained
+    identity: Identity
+    key: Path
+    timeout_s: float
+    room_bytes: int
+    interrupted: Callable[[], bool]
+
+
+def measure_both(bench: Bench, grant: Grant, assigned: Build, ran: Ran | Rejected) -> SignedEvidence:
+    """Measure the build that was assigned against the other one, and sign what came out; raises nothing of ours.
+
+    Args:
+        bench: where.
+        grant: names the other build.
+        assigned: the build in the slot.
+        ran: how that one replayed its golden vectors, or why it did not.
+    """
+    other = BuildRun(manifest=grant.measure_sha256, golden=NOT_RUN)
+    races: tuple[Race, ...] = ()
+    why = ""
+    try:
+        _begin(bench.folder, grant.deployment)
+        build = _fetch(bench, grant, assigned.manifest)
+        other = _replay(build, grant.measure_sha256)
+        if isinstance(ran, Ran) and other.golden == PASSED:
+            races = _race(assigned, build)
+        else:
+            why = "not both builds gave their golden vectors"
+    except (SkerryError, OSError) as error:
+        why = str(error)
+        _log.warning("the other build is not measured: %s", why)
+    finally:
+        shutil.rmtree(_scratch(bench.folder), ignore_errors=True)
+    found = probe(assigned.manifest.runtime)
+    return _signed(
+        bench.key,
+        Evidence(
+            device=bench.identity.device,
+            deployment=grant.deployment,
+            release=grant.release,
+            assigned=_run(grant.manifest, ran),
+            other=other,
+            races=races,
+            not_run=why[:500],
+            runtime=assigned.manifest.runtime if isinstance(found, Refused) else f"{found.runtime} {found.version}",
+            architecture=bench.identity.architecture,
+            simulated=bench.identity.simulated,
+        ),
+    )
+
+
+def _begin(folder: Path, deployment: str) -> None:
+    """Note the try; raises `Rejected` when it is the second one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    note = folder / "tried"
+    if note.exists() and note.read_text() == deployment:
+        raise Rejected("expected to measure the other build in one go, got a restart meanwhile")
+    write_durably(note, deployment.encode())
+
+
+def _scratch(folder: Path) -> Path:
+    return folder / "files"
+
+
+def _fetch(bench: Bench, grant: Grant, assigned: Manifest) -> Build:
+    """Fetch the manifest of the other build and the two files that it takes to measure it."""
+    if grant.measure_length > CHUNK_BYTES:
+        raise Rejected(f"manifest: expected at most {CHUNK_BYTES} bytes, got {grant.measure_length}")
+    sha256 = grant.measure_sha256
+    entry = FileEntry(name=MANIFEST, length=grant.measure_length, sha256=sha256, chunks=(sha256,))
+    manifest = codec.decode(Manifest, _fetch_files(bench, [entry])[MANIFEST])
+    mine, theirs = (
+        (each.model, each.version, each.profile, each.runtime, each.inputs) for each in (assigned, manifest)
+    )
+    if mine != theirs:
+        raise Rejected(f"manifest: expected the other build of {_name(assigned)}, got one of {_name(manifest)}")
+    entries = [manifest.file(name) for name in (manifest.model_file, manifest.golden_file)]
+    total = sum(each.length for each in entries)
+    if total > MAX_ARTIFACT_BYTES:
+        raise Rejected(f"manifest: expected at most {MAX_ARTIFACT_BYTES} bytes of files, got {total}")
+    free = shutil.disk_usage(bench.folder).free
+    if free < 2 * total + bench.room_bytes:
+        raise Broken(f"expected {2 * total + bench.room_bytes} bytes free for the other build, got {free}")
+    files = _fetch_files(bench, entries)
+    model = _scratch(bench.folder) / manifest.model_file
+    model.write_bytes(files[manifest.model_file])
+    return Build(manifest=manifest, model=model, golden=files[manifest.golden_file])
+
+
+def _fetch_files(bench: Bench, entries: list[FileEntry]) -> dict[str, bytes]:
+    folder = _scratch(bench.folder)
+    fetched = fetch_files(bench.link, folder, entries, timeout_s=bench.timeout_s, interrupted=bench.interrupted)
+    if not fetched.complete:
+        raise Unavailable("expected to fetch the other build in one go, got an interruption")
+    return {entry.name: PartialFile(folder, entry).finish() for entry in entries}
+
+
+def _replay(build: Build, sha256: str) -> BuildRun:
+    try:
+        ran = replay_in_child(build.model, build.manifest, *golden_vectors(build.golden, build.manifest))
+    except Rejected as error:
+        return _run(sha256, error)
+    return _run(sha256, ran)
+
+
+def _race(assigned: Build, other: Build) -> tuple[Race, ...]:
+    inputs, _ = golden_vectors(assigned.golden, assigned.manifest)
+    races = []
+    for number in range(ROUNDS):
+        raced = race_in_child(
+            assigned.manifest.runtime,
+            assigned.model,
+            other.model,
+            inputs,
+            rival_first=number % 2 == 1,
+            pairs=PAIRS,
+            seconds=SECONDS,
+        )
+        if isinstance(raced, Refused):
+            raise Rejected(raced.reason)
+        races.append(Race(assigned_us=_medians(raced.model_us), other_us=_medians(raced.rival_us)))
+    return tuple(races)
+
+
+def _medians(taken: "np.ndarray[Any, Any]") -> tuple[float, ...]:
+    """Return the median of each of twenty stretches of the inferences, in microseconds."""
+    import numpy as np
+
+    stretches = np.array_split(taken, min(STRETCHES, len(taken)))
+    return tuple(round(float(np.median(each)), 2) for each in stretches)
+
+
+def _run(sha256: str, ran: Ran | Rejected) -> BuildRun:
+    if isinstance(ran, Rejected):
+        return BuildRun(manifest=sha256, golden=FAILED, reason=str(ran)[:500])
+    return BuildRun(
+        manifest=sha256, golden=PASSED, latency_p50_us=ran.latency_p50_us, peak_rss_bytes=ran.peak_rss_bytes
+    )
+
+
+def _signed(key: Path, evidence: Evidence) -> SignedEvidence:
+    text = codec.encode(evidence).decode()
+    try:
+        return SignedEvidence(text=text, signature=sign(key, signed_bytes(text)))
+    except Broken as error:
+        # sent all the same: the control plane says that it came, and does not count it
+        _log.warning("%s", error)
+        return SignedEvidence(text=text, signature="")
+
+
+def _name(manifest: Manifest) -> str:
+    return f"{manifest.model} {manifest.version} for {manifest.profile} on {manifest.runtime}"
