@@ -1,6 +1,8 @@
 """`skerry-agent`: the program on the device.
 
 init     enrol this machine with a join string
+request  ask for a bundle, on a machine without a network
+install  install a release from a bundle
 run      infer, update, tell; until told to stop
 status   say what this device runs and what it has not yet said
 """
@@ -8,6 +10,8 @@ status   say what this device runs and what it has not yet said
 import argparse
 import json
 import logging
+import os
+import re
 import signal
 import sys
 import threading
@@ -29,7 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; errors are one line on stderr and an exit status by who must act."""
     options = _parser().parse_args(argv)
     _log_to_stderr(verbose=options.verbose)
-    verbs = {"init": _init, "run": _run, "status": _status}
+    # what a device keeps is for its owner alone: keys, and what was observed
+    umask = os.umask(0o077)
+    verbs = {"init": _init, "request": _request, "install": _install, "run": _run, "status": _status}
     try:
         return verbs[options.verb](options)
     except SkerryError as error:
@@ -40,30 +46,74 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_CODES[Broken]
     except KeyboardInterrupt:
         return 130
+    finally:
+        os.umask(umask)
 
 
 def _init(options: argparse.Namespace) -> int:
     from agent.enrol import enrol
 
     identity = enrol(
-        options.join,
+        # other users see the arguments of a process, and a claim token is in the join string
+        sys.stdin.readline(4096).strip() if options.join == "-" else options.join,
         profile=options.profile,
         folder=options.state,
         runtime=options.runtime,
         simulated=options.simulate,
+        refuse_automatic=options.refuse_automatic,
+        wait_s=options.wait,
     )
+    _encrypt(options)
     simulated = ", simulated" if identity.simulated else ""
     print(f"enrolled as {identity.who} ({identity.profile}, {identity.runtime}{simulated}) in {options.state}")
     return 0
 
 
+def _request(options: argparse.Namespace) -> int:
+    from agent.request import make_request
+    from skerry.wire.join import parse_join
+
+    pinned = parse_join(options.join).anchor_sha256 if options.join else options.anchor_sha256
+    if not re.fullmatch(r"[0-9a-f]{64}", pinned):
+        raise Rejected("--anchor-sha256: expected 64 hex digits, as skerry keys status shows them")
+    make_request(
+        StateFolder(options.state),
+        options.out,
+        anchor_sha256=pinned,
+        profile=options.profile,
+        simulated=options.simulate,
+        refuse_automatic=options.refuse_automatic,
+    )
+    _encrypt(options)
+    print(f"{options.out}: bring it to the server: skerry bundle create --device NAME --request {options.out.name} ...")
+    return 0
+
+
+def _encrypt(options: argparse.Namespace) -> None:
+    from agent.rest import begin_to_encrypt
+
+    if options.encrypt_at_rest is not None:
+        begin_to_encrypt(options.state, options.encrypt_at_rest)
+
+
+def _install(options: argparse.Namespace) -> int:
+    from agent.install import install
+
+    folder = StateFolder(options.state)
+    print(install(options.bundle, folder, config=read_config(folder.path, {})))
+    return 0
+
+
 def _run(options: argparse.Namespace) -> int:
     from agent.daemon import Daemon
+    from agent.leaving import is_leaving
 
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     folder = StateFolder(options.state)
+    if is_leaving(folder.path):
+        return _leave(folder)
     folder.identity()
     names = {"replay": "replay", "seed": "seed", "rate": "rate", "event_step": "event_step_s"}
     names |= {"window_rows": "window_rows", "broker": "broker"}
@@ -71,7 +121,17 @@ def _run(options: argparse.Namespace) -> int:
     with folder.lock():
         daemon = Daemon(folder, config)
         logging.getLogger("skerry.agent").info("%s, profile %s", daemon.identity.who, daemon.identity.profile)
-        return daemon.run(stop)
+        status = daemon.run(stop)
+    return _leave(folder) if is_leaving(folder.path) else status
+
+
+def _leave(folder: StateFolder) -> int:
+    from agent.leaving import wipe
+
+    with folder.lock():
+        wipe(folder.path)
+    print(f"decommissioned: {folder.path} was wiped")
+    return 0
 
 
 def _status(options: argparse.Namespace) -> int:
@@ -110,10 +170,30 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     init = verbs.add_parser("init", help="enrol this machine with a join string")
-    init.add_argument("join", metavar="JOIN", help="https://HOST:PORT#TOKEN:SHA256, in quotes")
+    init.add_argument(
+        "join", metavar="JOIN", help="https://HOST:PORT#TOKEN:SHA256, in quotes; or - to read it from stdin"
+    )
     init.add_argument("--profile", required=True, help="the class of device that the invitation is for")
     init.add_argument("--runtime", default="", help="refuse another runtime than this one")
+    init.add_argument("--refuse-automatic", action="store_true", help="run no release that is signed online alone")
+    init.add_argument("--wait", type=float, default=600, metavar="SECONDS", help="for an operator (%(default)s)")
     init.add_argument("--simulate", action="store_true", help="run another architecture's profile on this machine")
+
+    request = verbs.add_parser("request", help="ask for a bundle, on a machine without a network")
+    request.add_argument("--out", required=True, type=Path, metavar="FILE", help="what to bring to the server")
+    request.add_argument("--profile", required=True, help="the class of device that it was named as")
+    pin = request.add_mutually_exclusive_group(required=True)
+    pin.add_argument("--anchor-sha256", default="", metavar="HEX", help="which server to trust: its anchor's hash")
+    pin.add_argument("--join", default="", metavar="JOIN", help="the same, out of a join string; its token is not used")
+    request.add_argument("--refuse-automatic", action="store_true", help="run no release that is signed online alone")
+    request.add_argument("--simulate", action="store_true", help="run another architecture's profile on this machine")
+
+    for verb in (init, request):
+        help_text = "keep artifacts sealed on this disk, with the key in FILE; it is made if it is not there"
+        verb.add_argument("--encrypt-at-rest", type=Path, metavar="FILE", help=help_text)
+
+    install = verbs.add_parser("install", help="install a release from a bundle")
+    install.add_argument("bundle", type=Path, metavar="FILE", help="what skerry bundle create wrote for this device")
 
     run = verbs.add_parser("run", help="infer, update, tell; until told to stop")
     run.add_argument("--replay", metavar="FILE", help="inputs: an npz with X (n, ...) or an array per input, and y")
@@ -126,7 +206,7 @@ def _parser() -> argparse.ArgumentParser:
     status = verbs.add_parser("status", help="say what this device runs and what it has not yet said")
     status.add_argument("--json", action="store_true", help="for programs")
 
-    for verb in (init, run, status):
+    for verb in (init, request, install, run, status):
         verb.add_argument("--state", type=Path, default=DEFAULT_STATE, metavar="DIR", help="the state folder")
         verb.add_argument("-v", "--verbose", action="store_true", help="say more")
     return parser

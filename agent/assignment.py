@@ -1,42 +1,25 @@
 """Assignments on their way to a decision: kept durably before the broker hears that they arrived, then judged.
 
-The judging itself happens in `agent.trust_child`; this module gathers what it needs (the image repository's metadata
-from the broker, the director's from the assignment) into a spool folder and reads its verdict.
+The judging itself happens in `agent.trust_child`, which asks for every file of metadata that it needs; this module
+keeps it company: it hands in what a source (`agent.metadata`) has, within bounds, and reads the verdict.
 """
 
+import contextlib
 import hashlib
-import json
-import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+import tempfile
+import threading
 from pathlib import Path
-from typing import Any
+from typing import IO
 
-from agent.fetch import Retained
+from agent.metadata import Bounded, Bounds, MetadataSource
+from agent.question import Given, Question, Said, Status, Verdict, Wanted, read_line, write_line
 from skerry.delivery.durable import write_durably
-from skerry.errors import Broken, Rejected, Unavailable
-from skerry.wire import codec, topics
-from skerry.wire.messages import Assign, Index, Terms
+from skerry.errors import Broken, SkerryError, Unavailable
 
+# beside what fetching may take: a small board starts an interpreter with cryptography in some ten seconds
 CHILD_TIMEOUT_S = 120.0
-MAX_NEW_ROOTS = 6
-DIRECTOR_ROLES = ("timestamp", "snapshot", "targets")
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What the child printed; the same fields as `agent.trust.Verdict`, which cannot be imported here."""
-
-    ok: bool
-    reason: str = ""
-    later: bool = False
-    terms: Terms | None = None
-    path: str = ""
-    length: int = 0
-    sha256: str = ""
-    measure_length: int = 0
-    measure_sha256: str = ""
 
 
 class Inbox:
@@ -71,86 +54,63 @@ class Inbox:
         self._decided = digest
 
 
-def deployment_of(payload: bytes) -> str:
-    """Return the deployment that an assignment names, unverified: good for noticing a repetition, and nothing else."""
+def ask_child(question: Question, source: MetadataSource, *, bounds: Bounds | None = None) -> Verdict:
+    """Let a short-lived process judge, and fetch what it asks for; raises `Broken` when it gives no verdict."""
+    bounds = bounds or Bounds()
+    # -P: the working folder is not searched for modules
+    command = [sys.executable, "-P", "-m", "agent.trust_child"]
+    with tempfile.TemporaryFile() as complaints:
+        try:
+            child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaints)
+        except OSError as error:
+            raise Broken(f"trust: expected to start a process, got: {error.strerror}") from error
+        watchdog = threading.Timer(bounds.total_s + CHILD_TIMEOUT_S, child.kill)
+        watchdog.daemon = True
+        watchdog.start()
+        try:
+            return _converse(child, question, Bounded(source, bounds))
+        except (SkerryError, OSError) as error:
+            child.kill()
+            child.wait()
+            raise Broken(f"trust: expected a verdict, got {_last_line(complaints) or error}") from error
+        finally:
+            watchdog.cancel()
+            # ends it where it still waits for us
+            for pipe in (child.stdin, child.stdout):
+                if pipe is not None:
+                    with contextlib.suppress(OSError):
+                        pipe.close()
+            child.wait()
+
+
+def _converse(child: "subprocess.Popen[bytes]", question: Question, source: Bounded) -> Verdict:
+    assert child.stdin is not None  # noqa: S101 -- both are pipes
+    assert child.stdout is not None  # noqa: S101
+    write_line(child.stdin, question)
+    while True:
+        said = read_line(child.stdout, Said)
+        if said.verdict is not None:
+            return said.verdict
+        if said.wanted is None:
+            raise Broken("a line that asks for nothing")
+        given, data = _give(source, said.wanted)
+        write_line(child.stdin, given, data)
+
+
+def _give(source: Bounded, wanted: Wanted) -> tuple[Given, bytes]:
     try:
-        targets = json.loads(codec.decode(Assign, payload).metadata["targets"])["signed"]["targets"]
-        return str(next(iter(targets.values()))["custom"]["deployment"])
-    except (Rejected, ValueError, KeyError, TypeError, AttributeError, StopIteration):
-        return ""
+        data = source.fetch(wanted.repository, wanted.name, limit=wanted.limit)
+    except Unavailable as error:
+        return Given(Status.UNAVAILABLE.value, reason=str(error)), b""
+    if data is None:
+        return Given(Status.MISSING.value), b""
+    return Given(Status.FOUND.value, length=len(data)), data
 
 
-def gather(
-    link: Retained, payload: bytes, *, project: str, spool: Path, trust: Path, anchor_root: str, timeout_s: float
-) -> None:
-    """Fill the spool folder with the metadata that a decision needs.
-
-    Raises:
-        Rejected: the assignment cannot be read.
-        Unavailable: the broker did not hand out the image repository's index.
-    """
-    assign = codec.decode(Assign, payload)
-    shutil.rmtree(spool, ignore_errors=True)
-    for part in ("image", "director"):
-        (spool / part).mkdir(parents=True)
-    for role, text in assign.metadata.items():
-        version, dot, name = role.rpartition(".")
-        # a role becomes a file name, so only these pass
-        if role in DIRECTOR_ROLES or (dot and name == "root" and version.isdecimal()):
-            (spool / "director" / f"{role}.json").write_text(text)
-
-    index = _index(link, project, timeout_s=timeout_s)
-    trusted = _trusted_root(trust / "image" / "root.json", anchor_root)
-    roots = range(trusted + 1, min(index.root, trusted + MAX_NEW_ROOTS) + 1)
-    roles = ("timestamp", f"{index.snapshot}.snapshot", *(f"{number}.root" for number in roots))
-    # targets last and alone: it is the one that can be long
-    for wanted in (roles[:8], (f"{index.targets}.targets",)):
-        names = {topics.tuf(project, role): role for role in wanted}
-        found = link.fetch_retained(list(names), timeout_s=timeout_s)
-        for topic, data in found.items():
-            if data:  # an empty retained message is the notice that a superseded file was deleted
-                (spool / "image" / f"{names[topic]}.json").write_bytes(data)
-
-
-def ask_child(*, anchor: Path, trust: Path, spool: Path, device: str) -> Verdict:
-    """Let a short-lived process judge the spool folder; raises `Broken` when it gives no verdict."""
-    command = [
-        # -P: the working folder is not searched for modules
-        *(sys.executable, "-P", "-m", "agent.trust_child"),
-        *("--anchor", str(anchor), "--metadata", str(trust), "--spool", str(spool), "--device", device),
-    ]
-    try:
-        done = subprocess.run(command, capture_output=True, timeout=CHILD_TIMEOUT_S, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise Broken(f"trust: expected a verdict, got: {error}") from error
-    if done.returncode != 0:
-        lines = done.stderr.decode(errors="replace").strip().splitlines()
-        raise Broken(
-            f"trust: expected a verdict, got exit status {done.returncode}: {lines[-1][:200] if lines else ''}"
-        )
-    return codec.decode(Verdict, done.stdout)
-
-
-def _index(link: Retained, project: str, *, timeout_s: float) -> Index:
-    topic = topics.tuf(project, "index")
-    found = link.fetch_retained([topic], timeout_s=timeout_s)
-    if topic not in found:
-        raise Unavailable("image repository: expected its index on the broker, got no answer")
-    try:
-        return codec.decode(Index, found[topic])
-    except Rejected as error:
-        # it is not signed: what it says wrong is no reason to refuse what the director signed
-        raise Unavailable(f"image repository: {error}") from error
-
-
-def _trusted_root(path: Path, anchor_root: str) -> int:
-    """Return the version of the root that is trusted now: our own file, or the anchor's."""
-    text = path.read_text() if path.exists() else anchor_root
-    try:
-        tree: Any = json.loads(text)
-        return int(tree["signed"]["version"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise Broken(f"{path}: expected a TUF root, got something else; enrol again") from error
+def _last_line(complaints: IO[bytes]) -> str:
+    complaints.seek(0)
+    lines = complaints.read(1 << 16).decode(errors="replace").strip().splitlines()
+    return lines[-1][:200] if lines else ""
 
 
 def _digest(payload: bytes) -> str:

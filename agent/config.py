@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from agent.metadata import ROADS
 from skerry.errors import Rejected
 from skerry.wire import codec
 
@@ -16,7 +17,9 @@ class Config:
 
     `rate` is inferences per second of the real clock (0: as fast as the machine can), `event_step_s` event time per
     inference (0: the event clock is the real one), `window_rows` inferences per report (0: what the monitor says),
-    `save_rows` how many rows of the open window a power cut may cost.
+    `save_rows` how many rows of the open window a power cut may cost. `metadata` is the road of TUF metadata, and
+    `refuse_automatic` refuses releases that no offline key has signed. `rest_key_file` is the key that artifacts are
+    sealed with on this disk (`agent.rest`).
     """
 
     replay: str = ""
@@ -32,6 +35,9 @@ class Config:
     retry_s: float = 2.0
     retry_most_s: float = 60.0
     broker: str = ""
+    metadata: str = "mqtt"
+    refuse_automatic: bool = False
+    rest_key_file: str = ""
 
     def __post_init__(self) -> None:
         for name in self.__slots__:
@@ -43,6 +49,8 @@ class Config:
         for name in ("save_rows", "report_every_s", "ack_timeout_s", "fetch_timeout_s", "retry_s", "retry_most_s"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}: expected more than 0, got {getattr(self, name)}")
+        if self.metadata not in ROADS:
+            raise ValueError(f"metadata: expected one of {', '.join(ROADS)}, got {self.metadata!r}")
         if self.window_rows < 0:
             raise ValueError(f"window_rows: expected 0 or more, got {self.window_rows}")
         if self.quota_bytes < 512 * 1024:

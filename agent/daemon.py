@@ -13,10 +13,15 @@ from pathlib import Path
 from agent.config import Config
 from agent.effects import DeviceEffects
 from agent.engine import Engine
+from agent.errand import Tokens
+from agent.floor import read_floor
 from agent.identity import StateFolder
+from agent.leaving import begin_to_leave
 from agent.lifecycle import Event, Kind, Phase
 from agent.link import Heard, Link, parse_broker
 from agent.outbox import OutboxFile
+from agent.renewal import Renewal
+from agent.rest import open_vault
 from agent.runner import Runner
 from agent.source import ReplaySource
 from agent.telling import Publisher, Reporter, Versions
@@ -27,10 +32,11 @@ from skerry.errors import Broken, SkerryError
 from skerry.runtimes import Refused, probe
 from skerry.wire import codec
 from skerry.wire.evidence import SignedEvidence
-from skerry.wire.messages import DeploymentEvent, Reported
+from skerry.wire.messages import DECOMMISSIONED, DeploymentEvent, Reported
 
 _log = logging.getLogger("skerry.agent")
 TICK_S = 0.5
+FAREWELL_S = 30.0
 
 
 class Daemon:
@@ -39,6 +45,7 @@ class Daemon:
     def __init__(self, folder: StateFolder, config: Config) -> None:
         self.identity = folder.identity()
         self._config = config
+        self._folder = folder
         found = probe(self.identity.runtime)
         if isinstance(found, Refused):
             raise Broken(found.reason)
@@ -50,6 +57,7 @@ class Daemon:
         self._ended = threading.Event()
         self._unheard: Heard | None = None
         self._refusal = ""
+        self._leaving = threading.Event()
         self._outbox = OutboxFile(folder.outbox_file, quota_bytes=config.quota_bytes)
         self._publisher = Publisher(self._outbox, ack_timeout_s=config.ack_timeout_s)
         self._reporter = Reporter(every_s=config.report_every_s)
@@ -61,13 +69,8 @@ class Daemon:
             on_decision=self._trial_ended,
             on_window=self._news.set,
         )
-        self._link = Link(
-            parse_broker(config.broker or self.identity.broker),
-            who=self.identity.who,
-            will=lambda: codec.encode(self._reported(online=False, version=self._versions.will())),
-            credentials=folder.credentials,
-            on_change=self._news.set,
-        )
+        self._link = self._make_link()
+        self._renewal = self._make_renewal()
         self._runner = Runner(
             folder.lifecycle_file,
             announce=self._announce,
@@ -80,10 +83,12 @@ class Daemon:
             config=config,
             link=self._link,
             engine=self._engine,
-            slots=Slots(folder.slots),
+            slots=Slots(folder.slots, open_vault(config.rest_key_file)),
         )
         self._effects.testify = self._testify
         self._effects.interrupted = lambda: self._runner.interrupts(self._effects)
+        self._effects.token = Tokens(folder.path).get
+        self._effects.decommissioned = self._leave
 
     def run(self, stop: threading.Event) -> int:
         """Live until `stop`, and return the exit status; a broker that is not there is waited for.
@@ -93,7 +98,7 @@ class Daemon:
         """
         with self._living():
             connections = 0
-            while not stop.is_set() and not self._ended.is_set() and self._engine.alive:
+            while not (stop.is_set() or self._leaving.is_set() or self._ended.is_set()) and self._engine.alive:
                 if self._link.connections != connections:
                     self._publisher.connected(again=connections > 0)
                     connections = self._link.connections
@@ -102,10 +107,46 @@ class Daemon:
                 self._converse()
                 self._news.wait(TICK_S)
                 self._news.clear()
-            if not stop.is_set():
+            if self._leaving.is_set():
+                self._wait_to_be_heard(stop)
+            elif not stop.is_set():
                 ended = "updater" if self._engine.alive else "engine"
                 raise Broken(f"expected the {ended} to run on, got its end; start the agent again")
         return 0
+
+    def _make_link(self) -> Link:
+        return Link(
+            parse_broker(self._config.broker or self.identity.broker),
+            who=self.identity.who,
+            will=lambda: codec.encode(self._reported(online=False, version=self._versions.will())),
+            credentials=self._folder.credentials,
+            floor=lambda: read_floor(self._folder.trust),
+            on_change=self._news.set,
+        )
+
+    def _make_renewal(self) -> Renewal | None:
+        if not self._folder.has_certificate:
+            return None
+        # without TLS the broker asks for no certificate, and its silence says nothing about ours
+        tls = parse_broker(self._config.broker or self.identity.broker).tls
+        return Renewal(
+            self._folder,
+            connected=lambda: self._link.connected or not tls,
+            on_renewed=self._link.reconnect if tls else lambda: None,
+        )
+
+    def _leave(self) -> None:
+        """This device was told to wipe itself: that is kept before all else, and done when all threads have ended."""
+        begin_to_leave(self._folder.path)
+        self._leaving.set()
+        self._news.set()
+
+    def _wait_to_be_heard(self, stop: threading.Event) -> None:
+        """Give the last word a way out, for a while; the order to wipe is not made void by a missing network."""
+        deadline = time.monotonic() + FAREWELL_S
+        while not (self._link.connected or stop.is_set()) and time.monotonic() < deadline:
+            self._news.wait(TICK_S)
+            self._news.clear()
 
     def _converse(self) -> None:
         """Hear and tell, once; a disk that refuses is asked again at the next turn, and inference goes on."""
@@ -133,11 +174,15 @@ class Daemon:
         self._engine.start()
         updater.start()
         self._link.start()
+        if self._renewal is not None:
+            self._renewal.start()
         try:
             yield
         finally:
             self._runner.stop()
             self._engine.stop()
+            if self._renewal is not None:
+                self._renewal.stop()
             farewell = self._reported(online=False, version=self._versions.next())
             self._link.stop(codec.encode(farewell))
             updater.join(timeout=10)
@@ -184,7 +229,7 @@ class Daemon:
         return Reported(
             version=version,
             online=online,
-            state=state.phase,
+            state=DECOMMISSIONED if self._leaving.is_set() else state.phase,
             agent=__version__,
             profile=who.profile,
             runtime=self._runtime,
@@ -201,7 +246,9 @@ class Daemon:
 
     def _problem(self) -> str:
         source = self._source.problem if self._source else ""
-        problems = (self._engine.problem, source, self._refusal, self._effects.problem, self._runner.state.reason)
+        renewal = self._renewal.problem if self._renewal else ""
+        lifecycle = (self._effects.problem, self._runner.state.reason)
+        problems = (self._engine.problem, source, self._refusal, *lifecycle, renewal)
         return next(filter(None, problems), "")
 
     def _announce(self, event: DeploymentEvent) -> None:

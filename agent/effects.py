@@ -6,21 +6,26 @@ later), `Broken` (this machine; counted). Nothing here decides what comes next.
 
 import logging
 import shutil
+import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
-from agent.assignment import Inbox, Verdict, ask_child, deployment_of, gather
+from agent.assignment import Inbox
 from agent.config import Config
-from agent.engine import Engine, Running
+from agent.engine import Running
 from agent.fetch import Retained, fetch_files
 from agent.golden import MAX_ARTIFACT_BYTES, compare, golden_vectors, replay_in_child
 from agent.identity import Identity, StateFolder
-from agent.lifecycle import MAX_ATTEMPTS, Effect, Event, Good, Grant, Kind, State
+from agent.judging import judge_assignment
+from agent.lifecycle import MAX_ATTEMPTS, Effect, Event, Good, Grant, Kind, Phase, State, settled
 from agent.observe import Observer, read_monitor, read_seen
+from agent.question import Verdict
 from agent.second_build import Bench, Build, measure_both
 from agent.trial import Terms as TrialTerms
+from agent.unseal import Unsealer
 from skerry.delivery.partial import PartialFile
-from skerry.delivery.slots import MANIFEST, Slots
+from skerry.delivery.slots import MANIFEST, NAMES, Mark, Slots
 from skerry.errors import Broken, Rejected, Unavailable
 from skerry.runtimes import Ran, open_session
 from skerry.wire import codec
@@ -30,11 +35,29 @@ from skerry.wire.manifest import CHUNK_BYTES, FileEntry, Manifest, other_build, 
 _log = logging.getLogger("skerry.agent.effects")
 
 
+class Loop(Protocol):
+    """Whoever runs a loaded artifact: the engine; a bench while one is installed from a file."""
+
+    @property
+    def running(self) -> Running | None:
+        """What runs now."""
+
+    @property
+    def trial_latency_us(self) -> int:
+        """The median latency that the last trial measured."""
+
+    def switch(self, running: Running | None, *, trial: TrialTerms | None = None) -> None:
+        """Run something else, or nothing; with `trial`, until a decision was heard."""
+
+    def commit(self) -> None:
+        """End the trial."""
+
+
 class DeviceEffects:
     """What the runner can do on this device."""
 
     def __init__(
-        self, *, folder: StateFolder, identity: Identity, config: Config, link: Retained, engine: Engine, slots: Slots
+        self, *, folder: StateFolder, identity: Identity, config: Config, link: Retained, engine: Loop, slots: Slots
     ) -> None:
         self._folder = folder
         self._identity = identity
@@ -42,15 +65,20 @@ class DeviceEffects:
         self._link = link
         self._engine = engine
         self._slots = slots
+        self._vault = slots.vault
         self._inbox = Inbox(folder.path)
         self._anchor = folder.anchor()
         self._other = folder.path / "other"
         self._denials = 0
+        self._leaving = False
         self._prepared: Running | None = None
         self._measured: dict[str, float] = {}
+        self._refusal = ""
         self.interrupted: Callable[[], bool] = lambda: False
         self.testify: Callable[[SignedEvidence], None] = lambda _: None
-        self.problem = ""
+        self.clock: Callable[[], float] = time.time
+        self.token: Callable[[], str] = lambda: ""
+        self.decommissioned: Callable[[], None] = lambda: None
 
     # --- assignments
 
@@ -60,7 +88,16 @@ class DeviceEffects:
 
     def pending(self) -> bool:
         """True while an assignment waits for a decision."""
-        return self._inbox.pending() is not None
+        # one that ends this device is never noted as decided: should the power go before the end, it is decided again
+        return self._inbox.pending() is not None and not self._leaving
+
+    @property
+    def problem(self) -> str:
+        """Why the last assignment was refused, or else what is wrong with what runs; empty when nothing is."""
+        if self._refusal or not self._slots.active:
+            return self._refusal
+        slot = self._slots.pointer.slot(self._slots.active)
+        return f"{slot.release} runs and was revoked; it runs on until another is assigned" if slot.revoked else ""
 
     def measured(self) -> dict[str, float]:
         """What the golden replay and the trial measured."""
@@ -71,55 +108,71 @@ class DeviceEffects:
         payload = self._inbox.pending()
         if payload is None:
             return None
-        current = state.following or state.grant
-        if current is not None and deployment_of(payload) == current.deployment:
-            self._inbox.decided(payload)
-            return None
-
-        verdict = self._judge(payload)
-        if verdict.ok and verdict.terms is not None:
-            self._denials, self.problem = 0, ""
-            self._inbox.decided(payload)
-            return Event(Kind.ASSIGN, grant=_grant(verdict))
-        self.problem = verdict.reason
+        try:
+            verdict = judge_assignment(
+                payload,
+                anchor=self._anchor,
+                folder=self._folder,
+                identity=self._identity,
+                config=self._config,
+                link=self._link,
+                slots=self._slots,
+                clock=self.clock(),
+                token=self.token,
+            )
+        except Broken as error:
+            self._refusal = str(error)
+            raise
+        finally:
+            self._rest()
+        self._slots.note_standing(revoked=verdict.revoked, listed=verdict.listed)
+        self._refusal = verdict.reason
+        if verdict.later:
+            raise Unavailable(verdict.reason)
         if verdict.terms is None:
             # not signed by the director, or not for this device: there is no deployment to report to
             _log.warning("assignment refused: %s", verdict.reason)
             self._inbox.decided(payload)
             return None
+        if verdict.decommission:
+            self._leaving = True
+            self.decommissioned()
+            return None
+
+        current = state.following or state.grant
+        repeated = current is not None and verdict.terms.deployment == current.deployment
+        if verdict.ok:
+            self._denials = 0
+            self._inbox.decided(payload)
+            # signed anew before it expired: the floor and the standing of the slots are all that it brings
+            grant = _grant(verdict)
+            return None if repeated and not _sealed_anew(state, grant) else Event(Kind.ASSIGN, grant=grant)
         # director and broker are two roads: the image repository's newest metadata may be a moment behind
         self._denials += 1
         if self._denials < MAX_ATTEMPTS:
             raise Unavailable(verdict.reason)
         self._denials = 0
         self._inbox.decided(payload)
+        if repeated and settled(state):
+            _log.warning("assignment refused: %s", verdict.reason)
+            return None
         return Event(Kind.DENY, grant=_grant(verdict), reason=verdict.reason)
-
-    def _judge(self, payload: bytes) -> Verdict:
-        folder = self._folder
-        try:
-            gather(
-                self._link,
-                payload,
-                project=self._identity.project,
-                spool=folder.spool,
-                trust=folder.trust,
-                anchor_root=self._anchor.image_root,
-                timeout_s=self._config.fetch_timeout_s,
-            )
-        except Rejected as error:
-            return Verdict(ok=False, reason=str(error))
-        verdict = ask_child(
-            anchor=folder.anchor_file, trust=folder.trust, spool=folder.spool, device=self._identity.device
-        )
-        if verdict.later:
-            raise Unavailable(verdict.reason)
-        return verdict
 
     # --- the lifecycle
 
     def perform(self, effect: Effect, state: State) -> Event | None:
         """Do what the phase asks for."""
+        try:
+            return self._perform(effect, state)
+        finally:
+            self._rest()
+
+    def _rest(self) -> None:
+        """End the process that holds the rest key, until the next effect."""
+        if self._vault is not None:
+            self._vault.close()
+
+    def _perform(self, effect: Effect, state: State) -> Event | None:
         if effect is Effect.CLEAN:
             self._clean()
             return None
@@ -142,10 +195,10 @@ class DeviceEffects:
         """Fetch the manifest, one chunk, and see whether it fits this device."""
         if grant.manifest == state.good.manifest and self._slots.active:
             return Event(Kind.PRESENT)
-        if grant.length > CHUNK_BYTES:
-            raise Rejected(f"manifest: expected at most {CHUNK_BYTES} bytes, got {grant.length}")
+        if not 0 < grant.length <= CHUNK_BYTES:
+            raise Rejected(f"manifest: expected 1 to {CHUNK_BYTES} bytes, got {grant.length}")
         entry = _manifest_entry(grant)
-        fetched = self._fetch_files([entry])
+        fetched = self._fetch_files([entry], grant)
         if fetched is None:
             return Event(Kind.UNAVAILABLE)
         manifest = self._read_manifest(grant)
@@ -155,13 +208,13 @@ class DeviceEffects:
 
     def _fetch(self, _state: State, grant: Grant) -> Event:
         manifest = self._read_manifest(grant)
-        received = self._fetch_files([_manifest_entry(grant), *manifest.files])
+        received = self._fetch_files([_manifest_entry(grant), *manifest.files], grant)
         return Event(Kind.UNAVAILABLE) if received is None else Event(Kind.FETCHED, received=received)
 
     def _stage(self, _state: State, grant: Grant) -> Event:
         manifest = self._read_manifest(grant)
         entries = [_manifest_entry(grant), *manifest.files]
-        files = {entry.name: PartialFile(self._folder.fetch, entry).finish() for entry in entries}
+        files = {entry.name: self._part(entry).finish() for entry in entries}
         self._slots.stage(files, release=grant.release, deployment=grant.deployment)
         return Event(Kind.STAGED)
 
@@ -170,7 +223,7 @@ class DeviceEffects:
         name, manifest = self._staged(grant)
         try:
             inputs, expected = self._golden(name, manifest)
-            ran = replay_in_child(self._slots.folder(name) / manifest.model_file, manifest, inputs, expected)
+            ran = replay_in_child(self._model(name, manifest), manifest, inputs, expected)
         except Rejected as error:
             self._measure_both(name, manifest, grant, error)
             raise
@@ -185,7 +238,7 @@ class DeviceEffects:
         """Measure the other build of the profile as well where the director asks for it; never a reason to stop."""
         if not grant.measure:
             return
-        slot, config = self._slots.folder(name), self._config
+        config = self._config
         bench = Bench(
             folder=self._other,
             link=self._link,
@@ -196,9 +249,13 @@ class DeviceEffects:
             interrupted=self.interrupted,
         )
         try:
-            build = Build(manifest, slot / manifest.model_file, (slot / manifest.golden_file).read_bytes())
+            model = self._model(name, manifest)
+            if isinstance(model, bytes):
+                raise Broken("the slots are encrypted, and a race needs files")
+            golden = self._slots.load(name, manifest.golden_file, sha256=manifest.file(manifest.golden_file).sha256)
+            build = Build(manifest, model, golden)
             self.testify(measure_both(bench, grant, build, ran))
-        except (Broken, OSError) as error:
+        except (Broken, Rejected, OSError) as error:
             _log.warning("the evidence of the two builds is lost: %s", error)
 
     def _replay(self, _state: State, grant: Grant) -> Event:
@@ -240,7 +297,7 @@ class DeviceEffects:
         good = Good(manifest=slot.manifest, release=slot.release, deployment=slot.deployment)
         if not self._slots.active:
             self._engine.switch(None)
-            return Event(Kind.ROLLED_BACK, good=Good())
+            return Event(Kind.ROLLED_BACK, good=Good(), reason=self._nothing_left(state))
         try:
             manifest = self._slots.read(self._slots.active)
             self._engine.switch(self._open(self._slots.active, manifest, slot.manifest))
@@ -251,9 +308,18 @@ class DeviceEffects:
             return Event(Kind.ROLLED_BACK, good=Good(), reason=str(error))
         return Event(Kind.ROLLED_BACK, good=good)
 
+    def _nothing_left(self, state: State) -> str:
+        """Return why nothing runs now, where that is not plain from what went wrong."""
+        slots = [self._slots.pointer.slot(name) for name in NAMES]
+        revoked = [slot.release for slot in slots if slot.mark == Mark.GOOD.value and slot.revoked]
+        if not revoked:
+            return ""
+        # whoever revoked it knows of something worse than a device that says nothing for a while
+        left = f"{', '.join(revoked)} was revoked: nothing runs until another is assigned"
+        return f"{state.reason}; {left}" if state.reason else left
+
     def _clean(self) -> None:
         shutil.rmtree(self._folder.fetch, ignore_errors=True)
-        shutil.rmtree(self._folder.spool, ignore_errors=True)
         shutil.rmtree(self._other, ignore_errors=True)
 
     def run_last_good(self) -> Event | None:
@@ -266,23 +332,33 @@ class DeviceEffects:
             self._engine.switch(self._open(active, self._slots.read(active), digest))
         except Rejected as error:
             return Event(Kind.CORRUPTED, reason=str(error))
+        finally:
+            self._rest()
         return None
 
     # --- what they share
 
-    def _fetch_files(self, entries: list[FileEntry]) -> int | None:
-        fetched = fetch_files(
-            self._link,
-            self._folder.fetch,
-            entries,
-            timeout_s=self._config.fetch_timeout_s,
-            interrupted=self.interrupted,
-        )
+    def _fetch_files(self, entries: list[FileEntry], grant: Grant) -> int | None:
+        content = grant.content
+        if content is None:
+            raise Rejected("assignment: expected a content key, got none; upgrade the control plane, then assign again")
+        key_file = self._folder.credentials.key
+        with Unsealer(content.key, who=self._identity.who, key_file=key_file) as opener:
+            fetched = fetch_files(
+                self._link,
+                self._folder.fetch,
+                entries,
+                vault=self._vault,
+                sealed=content.files,
+                opener=opener,
+                timeout_s=self._config.fetch_timeout_s,
+                interrupted=self.interrupted,
+            )
         return fetched.received if fetched.complete else None
 
     def _read_manifest(self, grant: Grant) -> Manifest:
         """Return the manifest that was fetched; its digest is the one that both repositories signed."""
-        return codec.decode(Manifest, PartialFile(self._folder.fetch, _manifest_entry(grant)).finish())
+        return codec.decode(Manifest, self._part(_manifest_entry(grant)).finish())
 
     def _staged(self, grant: Grant) -> tuple[str, Manifest]:
         name = next((each for each in ("a", "b") if self._slots.pointer.slot(each).manifest == grant.manifest), "")
@@ -291,12 +367,23 @@ class DeviceEffects:
         return name, self._slots.read(name)
 
     def _open(self, name: str, manifest: Manifest, digest: str) -> Running:
-        session = open_session(manifest.runtime, self._slots.folder(name) / manifest.model_file)
+        session = open_session(manifest.runtime, self._model(name, manifest))
         return Running(session=session, manifest=manifest, digest=digest)
+
+    def _model(self, name: str, manifest: Manifest) -> Path | bytes:
+        return self._slots.source(name, manifest.model_file, sha256=manifest.file(manifest.model_file).sha256)
+
+    def _part(self, entry: FileEntry) -> PartialFile:
+        return PartialFile(self._folder.fetch, entry, self._vault)
+
+    def golden_inputs(self, running: Running) -> dict[str, Any]:
+        """Return the golden inputs by name, rows first, of what runs from the active slot."""
+        return self._golden(self._slots.active, running.manifest)[0]
 
     def _golden(self, name: str, manifest: Manifest) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the golden inputs and outputs by name, rows first."""
-        return golden_vectors((self._slots.folder(name) / manifest.golden_file).read_bytes(), manifest)
+        data = self._slots.load(name, manifest.golden_file, sha256=manifest.file(manifest.golden_file).sha256)
+        return golden_vectors(data, manifest)
 
     def _check_fit(self, manifest: Manifest, state: State, grant: Grant) -> None:
         """Raise `Rejected` unless the manifest is of this profile and runtime, complete and not older."""
@@ -337,6 +424,13 @@ class DeviceEffects:
         return running.manifest if running is not None and running.digest == state.good.manifest else None
 
 
+def _sealed_anew(state: State, grant: Grant) -> bool:
+    """True when what is being fetched is to be had under other names: the server has lost the form it had sealed."""
+    fetching = state.phase in (Phase.ASSIGNED.value, Phase.FETCHING.value)
+    sealed = state.grant.content if state.grant is not None else None
+    return fetching and sealed is not None and grant.content is not None and grant.content.files != sealed.files
+
+
 def _manifest_entry(grant: Grant) -> FileEntry:
     return FileEntry(name=MANIFEST, length=grant.length, sha256=grant.manifest, chunks=(grant.manifest,))
 
@@ -356,4 +450,6 @@ def _grant(verdict: Verdict) -> Grant:
         measure=terms.measure,
         measure_length=verdict.measure_length,
         measure_sha256=verdict.measure_sha256,
+        content=terms.content,
+        measure_content=terms.measure_content,
     )

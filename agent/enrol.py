@@ -3,46 +3,54 @@
 1. Fetch the anchor over TLS that proves nothing yet, and compare its SHA-256 with the join string's.
 2. Only then open TLS that is verified by the anchor's CA, and send the token with a signing request.
 3. See whether this machine is what the profile says; only then keep anything.
+4. Where an operator has to accept the device, keep the key and a ticket, and ask again with it: now, or in another run.
 """
 
 import hashlib
-import http.client
-import json
+import logging
+import math
 import platform
 import ssl
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import urlsplit
 
-from agent.identity import Identity, StateFolder
-from agent.link import parse_broker
+from agent.https import Answer, call, pinned, problem
+from agent.identity import Identity, StateFolder, Waiting
+from agent.link import full_jitter, parse_broker
 from skerry import __version__
 from skerry.errors import Rejected, Unavailable
 from skerry.runtimes import RuntimeInfo, probe
 from skerry.wire import codec
 from skerry.wire.join import Join, parse_join
-from skerry.wire.messages import Anchor, Enrolled, EnrolRequest
+from skerry.wire.messages import Anchor, Enrolled, EnrolRequest, TicketRequest
 from skerry.wire.profile import RUNTIMES
 
-TIMEOUT_S = 20.0
-MAX_ANSWER_BYTES = 1 << 20
+ASK_MOST_S = 30.0
+_log = logging.getLogger("skerry.agent.enrol")
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a server said."""
-
-    status: int
-    body: bytes
-
-
-def enrol(join_text: str, *, profile: str, folder: Path, runtime: str = "", simulated: bool = False) -> Identity:
+def enrol(
+    join_text: str,
+    *,
+    profile: str,
+    folder: Path,
+    runtime: str = "",
+    simulated: bool = False,
+    refuse_automatic: bool = False,
+    wait_s: float = 600.0,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Identity:
     """Enrol this machine as a device of `profile` and keep its identity in `folder`.
 
     Raises:
-        Rejected: the join string, the anchor, the token, the profile or this machine does not fit; nothing is kept.
-        Unavailable: the server does not answer.
+        Rejected: the join string, the anchor, the token, the profile or this machine does not fit, or an operator has
+            rejected the device; nothing is kept.
+        Unavailable: the server does not answer, or no operator has accepted the device within `wait_s` seconds: the
+            same call later goes on where this one ended.
     """
+    if not 0 <= wait_s < math.inf:
+        raise Rejected(f"--wait: expected 0 seconds or more, got {wait_s}")
     join = parse_join(join_text)
     state = StateFolder(folder)
     state.expect_new()  # before the token is spent
@@ -52,35 +60,46 @@ def enrol(join_text: str, *, profile: str, folder: Path, runtime: str = "", simu
 
     anchor_bytes = fetch_anchor(join)
     anchor = codec.decode(Anchor, anchor_bytes)
+    context = pinned(anchor.server_ca)
 
-    key, csr = make_key_and_request()
-    request = EnrolRequest(
-        token=join.token,
-        csr=csr,
-        profile=profile,
-        agent=__version__,
-        architecture=platform.machine(),
-        simulated=simulated,
-        runtimes=here,
-    )
-    enrolled = send_request(join, anchor, request)
+    def identify(enrolled: Enrolled) -> Identity:
+        check_machine(enrolled, runtime=runtime, runtimes=here, simulated=simulated, profile=profile)
+        parse_broker(enrolled.broker)
+        if enrolled.project != anchor.project:
+            raise Rejected(f"server: expected project {anchor.project} as in the anchor, got {enrolled.project}")
+        return Identity(
+            project=enrolled.project,
+            device=enrolled.device,
+            profile=profile,
+            runtime=enrolled.runtime or runtime,
+            architecture=platform.machine(),
+            broker=enrolled.broker,
+            server=join.url,
+            simulated=simulated,
+            refuse_automatic=refuse_automatic or enrolled.refuse_automatic,
+        )
 
-    _check_machine(enrolled, runtime=runtime, runtimes=here, simulated=simulated, profile=profile)
-    parse_broker(enrolled.broker)
-    if enrolled.project != anchor.project:
-        raise Rejected(f"server: expected project {anchor.project} as in the anchor, got {enrolled.project}")
-    identity = Identity(
-        project=enrolled.project,
-        device=enrolled.device,
-        profile=profile,
-        runtime=enrolled.runtime or runtime,
-        architecture=platform.machine(),
-        broker=enrolled.broker,
-        server=join.url,
-        simulated=simulated,
-    )
-    state.keep(identity, anchor=anchor_bytes, key=key, certificate=enrolled.certificate, broker_ca=enrolled.broker_ca)
-    return identity
+    join_sha256 = hashlib.sha256(str(join).encode()).hexdigest()
+    waiting = state.waiting(join_sha256)
+    if waiting is None:
+        key, csr = make_key_and_request()
+        request = EnrolRequest(
+            token=join.token,
+            csr=csr,
+            profile=profile,
+            agent=__version__,
+            architecture=platform.machine(),
+            simulated=simulated,
+            runtimes=here,
+        )
+        enrolled = send_request(join, context, request)
+        if enrolled.state != "pending":
+            return _keep(state, identify(enrolled), enrolled, anchor=anchor_bytes, key=key)
+        identify(enrolled)
+        waiting = Waiting(join_sha256, enrolled.device, enrolled.ticket, key.decode())
+        state.keep_waiting(waiting)
+    enrolled = _await(state, join, context, waiting, wait_s=wait_s, sleep=sleep)
+    return _keep(state, identify(enrolled), enrolled, anchor=anchor_bytes, key=waiting.key.encode())
 
 
 def fetch_anchor(join: Join) -> bytes:
@@ -89,9 +108,9 @@ def fetch_anchor(join: Join) -> bytes:
     unproven.check_hostname = False
     # nothing secret is sent here, and what comes is judged by its hash
     unproven.verify_mode = ssl.CERT_NONE
-    answer = _call(join.url, "GET", "/v1/anchor", context=unproven)
+    answer = call(join.url, "GET", "/v1/anchor", context=unproven)
     if answer.status != 200:
-        raise Rejected(f"{join.url}: expected an anchor, got status {answer.status}: {_problem(answer)}")
+        raise Rejected(f"{join.url}: expected an anchor, got status {answer.status}: {problem(answer)}")
     digest = hashlib.sha256(answer.body).hexdigest()
     if digest != join.anchor_sha256:
         raise Rejected(
@@ -101,19 +120,10 @@ def fetch_anchor(join: Join) -> bytes:
     return answer.body
 
 
-def send_request(join: Join, anchor: Anchor, request: EnrolRequest) -> Enrolled:
+def send_request(join: Join, context: ssl.SSLContext, request: EnrolRequest) -> Enrolled:
     """Send the claim over TLS that the anchor's CA vouches for; raises `Rejected` with the server's reason."""
-    try:
-        context = ssl.create_default_context(cadata=anchor.server_ca)
-    except (ssl.SSLError, ValueError) as error:
-        raise Rejected(f"anchor: expected the server's CA as PEM, got: {error}") from error
-    answer = _call(join.url, "POST", "/v1/enrol", context=context, body=codec.encode(request))
-    if answer.status in (200, 201):
-        return codec.decode(Enrolled, answer.body)
-    reason = f"{join.url}: expected to be enrolled, got status {answer.status}: {_problem(answer)}"
-    if answer.status >= 500:
-        raise Unavailable(reason)
-    raise Rejected(reason)
+    answer = call(join.url, "POST", "/v1/enrol", context=context, body=codec.encode(request))
+    return _read(join.url, answer, "to be enrolled")
 
 
 def make_key_and_request() -> tuple[bytes, str]:
@@ -130,9 +140,62 @@ def make_key_and_request() -> tuple[bytes, str]:
     return private, csr.public_bytes(serialization.Encoding.PEM).decode()
 
 
-def _check_machine(
+def _await(
+    state: StateFolder,
+    join: Join,
+    context: ssl.SSLContext,
+    waiting: Waiting,
+    *,
+    wait_s: float,
+    sleep: Callable[[float], None],
+) -> Enrolled:
+    """Ask with the ticket until an operator has decided; outages in between are waited for too."""
+    body = codec.encode(TicketRequest(device=waiting.device, ticket=waiting.ticket))
+    deadline = time.monotonic() + wait_s
+    attempt = 0
+    while True:
+        reason = f"skerry device accept {waiting.device}"
+        try:
+            enrolled = _read(
+                join.url, call(join.url, "POST", "/v1/enrol/ticket", context=context, body=body), "an answer"
+            )
+            if enrolled.state != "pending":
+                return enrolled
+        except Unavailable as error:
+            reason = str(error)
+        except Rejected:
+            state.waiting_file.unlink(missing_ok=True)
+            raise
+        pause = full_jitter(attempt, most_s=ASK_MOST_S)
+        if time.monotonic() + pause > deadline:
+            raise Unavailable(
+                f"{waiting.device}: expected to be accepted within {wait_s:g} s, got no decision ({reason});"
+                " run the same command again to go on"
+            )
+        if not attempt:
+            _log.info("waiting as %s for an operator: skerry device accept %s", waiting.device, waiting.device)
+        attempt += 1
+        sleep(pause)
+
+
+def _keep(state: StateFolder, identity: Identity, enrolled: Enrolled, *, anchor: bytes, key: bytes) -> Identity:
+    state.keep(identity, anchor=anchor, key=key, certificate=enrolled.certificate, broker_ca=enrolled.broker_ca)
+    return identity
+
+
+def _read(url: str, answer: Answer, expected: str) -> Enrolled:
+    if answer.ok:
+        return codec.decode(Enrolled, answer.body)
+    reason = f"{url}: expected {expected}, got status {answer.status}: {problem(answer)}"
+    if answer.status >= 500 or answer.status == 429:
+        raise Unavailable(reason)
+    raise Rejected(reason)
+
+
+def check_machine(
     enrolled: Enrolled, *, runtime: str, runtimes: tuple[str, ...], simulated: bool, profile: str
 ) -> None:
+    """Raise `Rejected` unless this machine is what the profile says."""
     wanted = enrolled.runtime or runtime
     if runtime and enrolled.runtime and runtime != enrolled.runtime:
         raise Rejected(f"profile {profile}: expected the runtime {enrolled.runtime}, got --runtime {runtime}")
@@ -149,37 +212,3 @@ def _check_machine(
 def _missing(runtime: str) -> str:
     found = probe(runtime)
     return f"expected the runtime {runtime}, got none" if isinstance(found, RuntimeInfo) else found.reason
-
-
-def _call(url: str, method: str, path: str, *, context: ssl.SSLContext, body: bytes | None = None) -> Answer:
-    parts = urlsplit(url)
-    connection = http.client.HTTPSConnection(
-        parts.hostname or "", parts.port or 443, timeout=TIMEOUT_S, context=context
-    )
-    try:
-        headers = {"Content-Type": "application/json"} if body is not None else {}
-        connection.request(method, f"{parts.path.rstrip('/')}{path}", body=body, headers=headers)
-        response = connection.getresponse()
-        data = response.read(MAX_ANSWER_BYTES + 1)
-    except ssl.SSLCertVerificationError as error:
-        raise Rejected(f"{url}: expected a certificate of the pinned CA, got: {error.verify_message}") from error
-    except (OSError, http.client.HTTPException, UnicodeError) as error:  # the last: a name that no host can have
-        shown = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise Unavailable(
-            f"{url}: expected an answer, got: {shown}; check the address and that the server runs"
-        ) from error
-    finally:
-        connection.close()
-    if len(data) > MAX_ANSWER_BYTES:
-        raise Rejected(f"{url}: expected at most {MAX_ANSWER_BYTES} bytes, got more")
-    return Answer(status=response.status, body=data)
-
-
-def _problem(answer: Answer) -> str:
-    """Return the one line of a problem+json answer."""
-    try:
-        tree = json.loads(answer.body)
-        text = str(tree.get("detail") or tree.get("title") or "")
-    except (ValueError, AttributeError):
-        text = ""
-    return " ".join(text.split())[:200] or "no reason given"

@@ -31,7 +31,7 @@ def golden_vectors(data: bytes, manifest: Manifest) -> "tuple[Arrays, Arrays]":
     )
 
 
-def replay_in_child(model: Path, manifest: Manifest, inputs: "Arrays", expected: "Arrays") -> Ran:
+def replay_in_child(model: Path | bytes, manifest: Manifest, inputs: "Arrays", expected: "Arrays") -> Ran:
     """Load a model in a child with limits and replay golden vectors there; raises `Rejected` unless all agree."""
     ran = run_in_child(manifest.runtime, model, inputs)
     if isinstance(ran, Refused):

@@ -2,7 +2,7 @@
 
 import fcntl
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
@@ -17,7 +17,10 @@ FOLDER_VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What enrolment settled; `architecture` and `runtime` are the profile's."""
+    """What enrolment settled; `architecture` and `runtime` are the profile's.
+
+    `refuse_automatic` refuses releases that no offline key has signed, by the owner's or the group's rule.
+    """
 
     project: str
     device: str
@@ -27,11 +30,23 @@ class Identity:
     broker: str
     server: str
     simulated: bool = False
+    refuse_automatic: bool = False
 
     @property
     def who(self) -> str:
         """Client id and user name: `PROJECT.DEVICE`."""
         return topics.identity(self.project, self.device)
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """What a device keeps until an operator has accepted it: for which join string, its ticket and its key (PEM)."""
+
+    join_sha256: str
+    device: str
+    ticket: str
+    key: str
+    v: int = 1
 
 
 class StateFolder:
@@ -48,8 +63,8 @@ class StateFolder:
         self.outbox_file = path / "outbox.db"
         self.slots = path / "slots"
         self.fetch = path / "fetch"
-        self.spool = path / "spool"
         self.trust = path / "trust"
+        self.waiting_file = path / "enrolment.json"
         version = path / "VERSION"
         if version.exists():
             _check_version(version)
@@ -78,18 +93,51 @@ class StateFolder:
 
     def keep(self, identity: Identity, *, anchor: bytes, key: bytes, certificate: str, broker_ca: str) -> None:
         """Write a new identity; `identity.json` comes last, so a power cut leaves a folder that is not enrolled."""
-        try:
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise Broken(f"{self.path}: expected to make the state folder, got: {error.strerror}") from error
+        self._make()
         with self.lock():
             self.expect_new()
-            write_durably(self.path / "VERSION", f"{FOLDER_VERSION}\n".encode())
+            write_durably(self.path / "VERSION", f"{FOLDER_VERSION}\n".encode(), mode=0o600)
             write_durably(self.credentials.key, key, mode=0o600)
-            write_durably(self.credentials.certificate, certificate.encode())
-            write_durably(self.credentials.ca, broker_ca.encode())
-            write_durably(self.anchor_file, anchor)
-            write_durably(self.identity_file, codec.encode(identity))
+            self.keep_certificate(certificate, broker_ca=broker_ca)
+            write_durably(self.anchor_file, anchor, mode=0o600)
+            write_durably(self.identity_file, codec.encode(identity), mode=0o600)
+            self.waiting_file.unlink(missing_ok=True)
+
+    @property
+    def has_certificate(self) -> bool:
+        """Whether there is one that could be renewed."""
+        return self.credentials.certificate.exists() and self.credentials.certificate.stat().st_size > 0
+
+    def keep_certificate(self, certificate: str, *, broker_ca: str) -> None:
+        """Write the certificate and what vouches for the broker, durably."""
+        write_durably(self.credentials.ca, broker_ca.encode(), mode=0o600)
+        write_durably(self.credentials.certificate, certificate.encode(), mode=0o600)
+
+    def keep_refusal(self) -> None:
+        """Note that the group refuses releases signed online; nothing that a server says takes this back."""
+        identity = self.identity()
+        if not identity.refuse_automatic:
+            write_durably(self.identity_file, codec.encode(replace(identity, refuse_automatic=True)), mode=0o600)
+
+    def keep_waiting(self, waiting: Waiting) -> None:
+        """Write what a device needs that waits for an operator."""
+        self._make()
+        write_durably(self.waiting_file, codec.encode(waiting), mode=0o600)
+
+    def waiting(self, join_sha256: str) -> Waiting | None:
+        """Return what was kept for this join string, or None."""
+        if not self.waiting_file.exists():
+            return None
+        waiting = codec.decode(Waiting, self.waiting_file.read_bytes())
+        return waiting if waiting.join_sha256 == join_sha256 else None
+
+    def _make(self) -> None:
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # a folder that was there before may be open to others
+            self.path.chmod(0o700)
+        except OSError as error:
+            raise Broken(f"{self.path}: expected to make the state folder, got: {error.strerror}") from error
 
     def lock(self) -> IO[bytes]:
         """Make sure that no other agent runs on this folder; keep the result open."""
@@ -111,7 +159,7 @@ class StateFolder:
         except ValueError:
             # more than it can have been, short of a start an hour
             number = int(path.stat().st_mtime) // 3600
-        write_durably(path, str(number).encode())
+        write_durably(path, str(number).encode(), mode=0o600)
         return number
 
 

@@ -23,6 +23,7 @@ from enum import Enum
 from types import MappingProxyType
 
 from skerry.errors import Broken
+from skerry.wire.messages import Content
 
 MAX_ATTEMPTS = 3
 
@@ -104,6 +105,8 @@ class Grant:
     measure: str = ""
     measure_length: int = 0
     measure_sha256: str = ""
+    content: Content | None = None
+    measure_content: Content | None = None
 
 
 @dataclass(frozen=True, slots=True)

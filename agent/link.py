@@ -25,6 +25,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+from agent.tls import client_context
 from skerry.delivery.chunks import WINDOW
 from skerry.errors import Rejected, SkerryError, Unavailable
 from skerry.wire import topics
@@ -67,6 +68,12 @@ class Credentials:
     certificate: Path
     key: Path
 
+    def context(self, *, floor: float) -> ssl.SSLContext:
+        """Return TLS with this identity, judged at `floor` (`agent.tls`)."""
+        return client_context(
+            self.ca.read_text(encoding="ascii"), floor=floor, certificate=self.certificate, key=self.key
+        )
+
 
 def parse_broker(url: str) -> Address:
     """Parse `mqtt://HOST:PORT` or `mqtts://HOST:PORT`.
@@ -105,12 +112,14 @@ class Link:
         who: str,
         will: Callable[[], bytes],
         credentials: Credentials,
+        floor: Callable[[], float] = lambda: 0.0,
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self._address = address
         self._who = who
         self._will = will
         self._credentials = credentials
+        self._floor = floor
         self._on_change = on_change
         self.heard: queue.Queue[Heard] = queue.Queue(QUEUE_MESSAGES)
         self.dropped = 0
@@ -132,6 +141,10 @@ class Link:
     def start(self) -> None:
         """Begin to connect, and keep doing so."""
         self._thread.start()
+
+    def reconnect(self) -> None:
+        """Let the connection go and make another, with the credentials that are on disk then."""
+        self._down.set()
 
     def stop(self, farewell: bytes | None = None) -> None:
         """Say `farewell` on `up/reported`, disconnect and end the threads."""
@@ -225,6 +238,8 @@ class Link:
             client.loop_start()
         except SkerryError as error:
             return str(error)  # the will tells the depth of the outbox, which the disk may refuse
+        except ssl.SSLCertVerificationError as error:
+            return f"expected a certificate of its CA, got: {error.verify_message}; check that this is our broker"
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             return f"expected it to answer, got: {reason}; check that it runs and that the address is right"
@@ -267,9 +282,7 @@ class Link:
         client.max_queued_messages_set(256)
         client.will_set(topics.up(self._who, "reported"), self._will(), qos=1, retain=True)
         if self._address.tls:
-            context = ssl.create_default_context(cafile=str(self._credentials.ca))
-            context.load_cert_chain(self._credentials.certificate, self._credentials.key)
-            client.tls_set_context(context)
+            client.tls_set_context(self._credentials.context(floor=self._floor()))
         client.on_connect = self._connected
         client.on_disconnect = self._disconnected
         client.on_message = self._message

@@ -135,8 +135,9 @@ class Runner:
             return self._feed(self._unsaved, effects)
 
         now = time.monotonic()
-        # a roll-back comes before everything: until it is done the pointer may name what has failed
-        if self.state.phase != Phase.ROLLING_BACK.value:
+        # a roll-back comes before everything: until it is done the pointer may name what has failed; so does a commit:
+        # until it is done, what has passed its trial is not what the next deployment would roll back to
+        if self.state.phase != Phase.ROLLING_BACK.value and self._effect is not Effect.COMMIT:
             try:
                 event = self._events.get_nowait()
                 # what is told of a trial is about one deployment: another may have taken its place meanwhile

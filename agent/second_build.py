@@ -8,7 +8,7 @@ noted on disk before it begins, so that a device which the measuring brings down
 
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from agent.golden import MAX_ARTIFACT_BYTES, golden_vectors, replay_in_child
 from agent.identity import Identity
 from agent.lifecycle import Grant
 from agent.signature import sign
+from agent.unseal import Opener, Unsealer
 from skerry.delivery.durable import write_durably
 from skerry.delivery.partial import PartialFile
 from skerry.delivery.slots import MANIFEST
@@ -118,11 +119,21 @@ def _scratch(folder: Path) -> Path:
 
 def _fetch(bench: Bench, grant: Grant, assigned: Manifest) -> Build:
     """Fetch the manifest of the other build and the two files that it takes to measure it."""
-    if grant.measure_length > CHUNK_BYTES:
-        raise Rejected(f"manifest: expected at most {CHUNK_BYTES} bytes, got {grant.measure_length}")
+    if not 0 < grant.measure_length <= CHUNK_BYTES:
+        raise Rejected(f"manifest: expected 1 to {CHUNK_BYTES} bytes, got {grant.measure_length}")
     sha256 = grant.measure_sha256
     entry = FileEntry(name=MANIFEST, length=grant.measure_length, sha256=sha256, chunks=(sha256,))
-    manifest = codec.decode(Manifest, _fetch_files(bench, [entry])[MANIFEST])
+    content = grant.measure_content
+    if content is None:
+        raise Rejected("expected a content key of the other build, got none")
+    with Unsealer(content.key, who=bench.identity.who, key_file=bench.key) as opener:
+        return _fetch_build(bench, content.files, opener, entry, assigned)
+
+
+def _fetch_build(
+    bench: Bench, sealed: Mapping[str, str], opener: Opener, entry: FileEntry, assigned: Manifest
+) -> Build:
+    manifest = codec.decode(Manifest, _fetch_files(bench, [entry], sealed, opener)[MANIFEST])
     mine, theirs = (
         (each.model, each.version, each.profile, each.runtime, each.inputs) for each in (assigned, manifest)
     )
@@ -135,15 +146,23 @@ def _fetch(bench: Bench, grant: Grant, assigned: Manifest) -> Build:
     free = shutil.disk_usage(bench.folder).free
     if free < 2 * total + bench.room_bytes:
         raise Broken(f"expected {2 * total + bench.room_bytes} bytes free for the other build, got {free}")
-    files = _fetch_files(bench, entries)
+    files = _fetch_files(bench, entries, sealed, opener)
     model = _scratch(bench.folder) / manifest.model_file
     model.write_bytes(files[manifest.model_file])
     return Build(manifest=manifest, model=model, golden=files[manifest.golden_file])
 
 
-def _fetch_files(bench: Bench, entries: list[FileEntry]) -> dict[str, bytes]:
+def _fetch_files(bench: Bench, entries: list[FileEntry], sealed: Mapping[str, str], opener: Opener) -> dict[str, bytes]:
     folder = _scratch(bench.folder)
-    fetched = fetch_files(bench.link, folder, entries, timeout_s=bench.timeout_s, interrupted=bench.interrupted)
+    fetched = fetch_files(
+        bench.link,
+        folder,
+        entries,
+        sealed=sealed,
+        opener=opener,
+        timeout_s=bench.timeout_s,
+        interrupted=bench.interrupted,
+    )
     if not fetched.complete:
         raise Unavailable("expected to fetch the other build in one go, got an interruption")
     return {entry.name: PartialFile(folder, entry).finish() for entry in entries}

@@ -1,64 +1,76 @@
-"""`python -m agent.trust_child`: one trust decision over a spool folder, in a process of its own; prints JSON.
+"""`python -m agent.trust_child`: one trust decision in a process of its own, which asks its parent for every file.
 
-python-tuf and cryptography cost tens of megabytes, which a device wants back when the decision is made.
-
-    SPOOL/image/{N.root,timestamp,N.snapshot,N.targets}.json     as retained on the broker
-    SPOOL/director/{timestamp,snapshot,targets,N.root}.json      as in the assignment
+python-tuf and cryptography cost tens of megabytes, which a device wants back when the decision is made. It reads a
+`Question` and answers on standard output, as `agent.question` says; it opens no connection and is told no key.
 """
 
-import argparse
 import sys
 from collections.abc import Iterator
-from pathlib import Path
+from typing import IO
 
-from tuf.api.exceptions import DownloadHTTPError
+from tuf.api.exceptions import DownloadError, DownloadHTTPError
 from tuf.ngclient.fetcher import FetcherInterface
 
-from agent.trust import Verdict, judge
+from agent.question import (
+    DIRECTOR,
+    IMAGE,
+    Given,
+    Question,
+    Said,
+    Status,
+    Wanted,
+    read_exactly,
+    read_line,
+    write_line,
+)
+from agent.trust import judge
 from skerry.errors import SkerryError
-from skerry.wire import codec
-from skerry.wire.messages import Anchor
+
+MAX_FILE_BYTES = 8 << 20
 
 
-class SpoolFetcher(FetcherInterface):
-    """Serves metadata out of a folder; what is not there is a 404, which TUF reads as "no newer root"."""
+class AskingFetcher(FetcherInterface):
+    """Fetches a repository's metadata by asking for it; what the parent has not is a 404, "no newer root" to TUF."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, repository: str, *, ask: IO[bytes], answer: IO[bytes]) -> None:
+        self._repository = repository
+        self._ask = ask
+        self._answer = answer
 
     def _fetch(self, url: str) -> Iterator[bytes]:
+        return iter([self._asked(url, MAX_FILE_BYTES)])
+
+    def download_bytes(self, url: str, max_length: int) -> bytes:
+        """Ask with the length that TUF allows, so that more than that never crosses the network."""
+        return self._asked(url, max_length)
+
+    def _asked(self, url: str, limit: int) -> bytes:
         name = url.rsplit("/", 1)[-1]
-        version, dot, rest = name.partition(".")
-        candidates = [name]
-        # a director's assignment names its roles without versions; a root is only ever asked for by version
-        if dot and version.isdigit() and rest != "root.json":
-            candidates.append(rest)
-        for candidate in candidates:
-            path = self._folder / candidate
-            if path.is_file():
-                return iter([path.read_bytes()])
-        raise DownloadHTTPError(f"{name}: not among what was received", 404)
+        write_line(self._ask, Said(wanted=Wanted(repository=self._repository, name=name, limit=limit)))
+        given = read_line(self._answer, Given)
+        if given.status == Status.MISSING.value:
+            raise DownloadHTTPError(
+                f"{self._repository} repository: expected {name}, got none; it may be on its way", 404
+            )
+        if given.status != Status.FOUND.value or given.length > limit:
+            raise DownloadError(given.reason or f"{name}: expected at most {limit} bytes, got {given.length}")
+        return read_exactly(self._answer, given.length)
 
 
 def main() -> int:
-    """Judge one spool folder; exit status 0 means that a verdict was printed, whichever."""
-    parser = argparse.ArgumentParser(prog="agent.trust_child", description=__doc__)
-    parser.add_argument("--anchor", type=Path, required=True)
-    parser.add_argument("--metadata", type=Path, required=True)
-    parser.add_argument("--spool", type=Path, required=True)
-    parser.add_argument("--device", required=True)
-    options = parser.parse_args()
+    """Answer one question; exit status 0 means that a verdict was given, whichever."""
+    answer, ask = sys.stdin.buffer, sys.stdout.buffer
     try:
+        question = read_line(answer, Question)
         verdict = judge(
-            anchor=codec.decode(Anchor, options.anchor.read_bytes()),
-            device=options.device,
-            image=SpoolFetcher(options.spool / "image"),
-            director=SpoolFetcher(options.spool / "director"),
-            folder=options.metadata,
+            question,
+            image=AskingFetcher(IMAGE, ask=ask, answer=answer),
+            director=AskingFetcher(DIRECTOR, ask=ask, answer=answer),
         )
-    except SkerryError as error:
-        verdict = Verdict(ok=False, reason=str(error))
-    sys.stdout.buffer.write(codec.encode(verdict))
+        write_line(ask, Said(verdict=verdict))
+    except (SkerryError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 4
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -24,6 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    # the database holds content keys: nothing in a home folder is for others
+    umask = os.umask(0o077)
     try:
         options.run(options)
     except SkerryError as error:
@@ -31,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2 if isinstance(error, Rejected) else 3 if isinstance(error, Unavailable) else 4
     except KeyboardInterrupt:
         return 130
+    finally:
+        os.umask(umask)
     return 0
 
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 from fastapi import APIRouter
 
-from control_plane import fleet_drift, rollouts
-from control_plane.api import datasets, devices, drift, events, jobs, models, releases
+from control_plane import fleet_drift, replacements, rollouts
+from control_plane.api import bundles, datasets, devices, drift, events, jobs, models, releases
 from control_plane.api import rollouts as rollout_routes
 from control_plane.background import Duties
 from control_plane.ingest import handle
@@ -18,13 +18,13 @@ from control_plane.plane import Plane
 
 def routers() -> list[APIRouter]:
     """Return the routers of the fleet's nouns and of the pages."""
-    modules = (datasets, models, jobs, releases, rollout_routes, devices, drift, events, pages)
+    modules = (datasets, bundles, models, jobs, releases, rollout_routes, devices, drift, events, pages)
     return [module.router for module in modules]
 
 
 def duties() -> Duties:
     """Return what is called for each message and at each tick."""
-    return Duties(handle=handle, ticks=(_reconcile, fleet_drift.tick))
+    return Duties(handle=handle, ticks=(_reconcile, _replace_revoked, fleet_drift.tick))
 
 
 @contextlib.contextmanager
@@ -40,3 +40,7 @@ def job_runner(plane: Plane) -> Iterator[None]:
 
 def _reconcile(plane: Plane) -> int:
     return rollouts.reconcile(plane, plane.clock())
+
+
+def _replace_revoked(plane: Plane) -> int:
+    return replacements.reconcile(plane, plane.clock())

@@ -12,7 +12,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from control_plane.home import write_secret
@@ -44,9 +44,10 @@ class Authority:
 
 @dataclass(frozen=True, slots=True)
 class Issued:
-    """A device certificate (PEM), its serial number in hex, and when it expires."""
+    """A device certificate and its public key (PEM), its serial number in hex, and when it expires."""
 
     pem: str
+    public_key: str
     serial: str
     expires: datetime
 
@@ -79,9 +80,12 @@ def load_authority(folder: Path, name: str) -> Authority:
     return Authority(certificate, key)
 
 
-def ensure_server_certificate(folder: Path, *, host: str, now: datetime) -> tuple[Path, Path]:
-    """Return the files of the server's certificate and key, made anew where due; they hold `host` and loopback."""
-    certificate_file, key_file = folder / "server.pem", folder / "server.key"
+def ensure_server_certificate(folder: Path, *, host: str, now: datetime, out: Path | None = None) -> tuple[Path, Path]:
+    """Return the files of the server's certificate and key, made anew where due; they hold `host` and loopback.
+
+    They are beside the CA, or in `out`: a broker has its own.
+    """
+    certificate_file, key_file = (out or folder) / "server.pem", (out or folder) / "server.key"
     hosts = tuple(dict.fromkeys((*LOOPBACK, host)))
     if certificate_file.exists() and key_file.exists() and _still_good(certificate_file, hosts, now=now):
         return certificate_file, key_file
@@ -113,7 +117,7 @@ def read_csr(pem: str) -> x509.CertificateSigningRequest:
     Its subject and extensions are ignored: the CA picks the name.
 
     Raises:
-        Rejected: it is no request, is not signed by its own key, or the key is neither EC P-256 nor Ed25519.
+        Rejected: it is no request, is not signed by its own key, or the key is not EC P-256.
     """
     if len(pem) > MAX_CSR_BYTES:
         raise Rejected(f"csr: expected at most {MAX_CSR_BYTES} bytes, got {len(pem)}")
@@ -123,9 +127,9 @@ def read_csr(pem: str) -> x509.CertificateSigningRequest:
         valid = csr.is_signature_valid
     except (ValueError, UnsupportedAlgorithm, InvalidSignature) as error:
         raise Rejected(f"csr: expected a certificate signing request in PEM, got {pem[:30]!r}") from error
-    p256 = isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1)
-    if not p256 and not isinstance(key, ed25519.Ed25519PublicKey):
-        raise Rejected(f"csr: expected an EC P-256 or Ed25519 key, got {type(key).__name__}")
+    # no other kind: content keys are sealed to this one too, for which HPKE knows P-256
+    if not (isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1)):
+        raise Rejected(f"csr: expected an EC P-256 key, got {type(key).__name__}")
     if not valid:
         raise Rejected("csr: expected it signed by its own key, got another signature")
     return csr
@@ -143,22 +147,79 @@ def check_common_name(name: str) -> None:
         raise Rejected(f"device: expected PROJECT.DEVICE of at most {MAX_NAME} characters, got {len(name)}")
 
 
-def issue(authority: Authority, csr: x509.CertificateSigningRequest, *, name: str, now: datetime) -> Issued:
-    """Issue a device certificate whose common name is `name`, PROJECT.DEVICE; raises `Rejected`."""
+def issue(
+    authority: Authority,
+    csr: x509.CertificateSigningRequest,
+    *,
+    name: str,
+    now: datetime,
+    life: timedelta = DEVICE_LIFE,
+    crl_url: str = "",
+) -> Issued:
+    """Issue a device certificate whose common name is `name`, PROJECT.DEVICE; raises `Rejected`.
+
+    `crl_url` is where brokers that look there find the revocation list; the others have it as a file.
+    """
     check_common_name(name)
     key = csr.public_key()
-    if not isinstance(key, ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey):
-        raise Rejected(f"csr: expected an EC P-256 or Ed25519 key, got {type(key).__name__}")
-    certificate = (
-        _builder(subject=_name(name), issuer=authority.certificate.subject, public_key=key, life=DEVICE_LIFE, now=now)
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise Rejected(f"csr: expected an EC P-256 key, got {type(key).__name__}")
+    builder = (
+        _builder(subject=_name(name), issuer=authority.certificate.subject, public_key=key, life=life, now=now)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(signs_certificates=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
         .add_extension(_authority_identifier(authority), critical=False)
-        .sign(authority.key, hashes.SHA256())
     )
-    pem = certificate.public_bytes(serialization.Encoding.PEM).decode()
-    return Issued(pem=pem, serial=f"{certificate.serial_number:x}", expires=certificate.not_valid_after_utc)
+    if crl_url:
+        point = x509.DistributionPoint([x509.UniformResourceIdentifier(crl_url)], None, None, None)
+        builder = builder.add_extension(x509.CRLDistributionPoints([point]), critical=False)
+    certificate = builder.sign(authority.key, hashes.SHA256())
+    return Issued(
+        pem=certificate.public_bytes(serialization.Encoding.PEM).decode(),
+        public_key=_public_pem(key),
+        serial=f"{certificate.serial_number:x}",
+        expires=certificate.not_valid_after_utc,
+    )
+
+
+def public_key(csr: x509.CertificateSigningRequest) -> str:
+    """Return the key of a signing request that `read_csr` took, as PEM: equal texts are equal keys."""
+    key = csr.public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise Rejected(f"csr: expected an EC P-256 key, got {type(key).__name__}")
+    return _public_pem(key)
+
+
+def key_of_certificate(authority: Authority, pem: str, *, name: str, serial: str) -> str:
+    """Return the key (PEM) of the device certificate `serial` that this authority issued to `name`, ended or not.
+
+    Raises:
+        Rejected: it is another one, or none.
+    """
+    try:
+        certificate = x509.load_pem_x509_certificate(pem[:MAX_CSR_BYTES].encode())
+        certificate.verify_directly_issued_by(authority.certificate)
+        key = certificate.public_key()
+        names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    except (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature) as error:
+        raise Rejected("certificate: expected the present one, in PEM, got another text") from error
+    fits = [each.value for each in names] == [name] and f"{certificate.serial_number:x}" == serial
+    if not fits or not isinstance(key, ec.EllipticCurvePublicKey):
+        raise Rejected(f"certificate: expected the present one of {name}, got another")
+    return _public_pem(key)
+
+
+def signed_by(public_key: str, signature: bytes, text: bytes) -> bool:
+    """Say whether the EC P-256 key `public_key` (PEM) signed `text` with ECDSA and SHA-256."""
+    key = serialization.load_pem_public_key(public_key.encode())
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        return False
+    try:
+        key.verify(signature, text, ec.ECDSA(hashes.SHA256()))
+    except InvalidSignature:
+        return False
+    return True
 
 
 def _still_good(file: Path, hosts: tuple[str, ...], *, now: datetime) -> bool:
@@ -175,7 +236,7 @@ def _builder(
     *,
     subject: x509.Name,
     issuer: x509.Name,
-    public_key: ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey,
+    public_key: ec.EllipticCurvePublicKey,
     life: timedelta,
     now: datetime | None = None,
 ) -> x509.CertificateBuilder:
@@ -228,3 +289,7 @@ def _private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
+
+
+def _public_pem(key: ec.EllipticCurvePublicKey) -> str:
+    return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo).decode()

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from control_plane import publisher
+from control_plane import crl, publisher, rotation, trust_status
 from control_plane.broker import EmbeddedBroker
 from control_plane.link import Handler, Link
 from control_plane.plane import Plane
@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 
 TICK_S = 0.5
 RENEW_S = timedelta(minutes=10).total_seconds()
+BROKER_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,9 @@ async def in_background(plane: Plane, duties: Duties, broker: EmbeddedBroker | N
                 # a clock each: deciding on the drift of a large fleet takes seconds, and rollouts go on meanwhile
                 *(tasks.create_task(_every(plane, TICK_S, tick), name=tick.__name__) for tick in duties.ticks),
                 tasks.create_task(_every(plane, RENEW_S, publisher.renew), name="renewal"),
+                tasks.create_task(_every(plane, RENEW_S, trust_status.sound), name="alarms"),
+                tasks.create_task(_every(plane, RENEW_S, rotation.tidy), name="old keys"),
+                tasks.create_task(_every(plane, BROKER_S, crl.keep), name="broker"),
             ]
             yield
             plane.stopping.set()

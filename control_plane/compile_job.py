@@ -21,6 +21,7 @@ from control_plane.home import Home
 from control_plane.refusals import Conflict, Unknown
 from control_plane.schema import Build, Job, ModelVersion, Release
 from control_plane.store import Blobs
+from control_plane.toolchain import toolchain
 from control_plane.train_job import job_key
 from skerry.errors import Rejected
 
@@ -141,6 +142,8 @@ def work(home: str, task: jobs.Parameters, log: Callable[[str], None]) -> jobs.R
         "report": {
             **report_tree(outcome.report, outcome.recipes),
             "second": {"manifest": second.pop(MANIFEST, ""), "files": second},
+            # for the provenance: the server may be upgraded before anybody releases this
+            "toolchain": toolchain(),
         },
     }
 
@@ -189,8 +192,13 @@ def finish(session: Session, task: jobs.Parameters, results: list[jobs.Result], 
 
 
 def _previous(session: Session, row: ModelVersion) -> ModelVersion | None:
-    """The newest earlier version that is released, else the newest earlier one: what the field runs, or would."""
+    """The newest earlier version that is released, else the newest earlier one: what the field runs, or would.
+
+    Never a revoked one: being no worse than what must not run says nothing.
+    """
+    revoked = select(Release.version).where(Release.model == row.model, Release.state == "revoked")
     earlier = select(ModelVersion).where(ModelVersion.model == row.model, ModelVersion.version < row.version)
+    earlier = earlier.where(ModelVersion.version.not_in(revoked))
     released = select(Release.version).where(Release.model == row.model, Release.state == "live")
     newest_first = ModelVersion.version.desc()
     return (

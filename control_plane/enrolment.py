@@ -1,7 +1,8 @@
 """Owns enrolment: invitations that operators make, and the claims of devices that turn into certificates.
 
 A claim token is shown once, in a join string; the database keeps its SHA-256. It is bound to a profile and a group and,
-where given, to one device name, and is good for one use unless more were granted.
+where given, to one device name, and is good for one use unless more were granted. Where the invitation, or else the
+rule of its group, says `pending`, a claim waits for an operator (`control_plane.pending`).
 """
 
 import hashlib
@@ -10,9 +11,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from cryptography import x509
 from sqlalchemy.orm import Session
 
-from control_plane import authority, events
+from control_plane import authority, events, groups, pending, revocation
 from control_plane.plane import Plane
 from control_plane.refusals import Conflict, Forbidden
 from control_plane.schema import ClaimToken, Device
@@ -29,16 +31,19 @@ MAX_TTL = timedelta(days=90)
 
 @dataclass(frozen=True, slots=True)
 class Invitation:
-    """What an operator grants: who may join, as what, how often and how long."""
+    """What an operator grants: who may join, as what, how often and how long; `approve` empty: as the group's rule."""
 
     profile: str
     name: str = ""
     group: str = "default"
     uses: int = 1
     ttl_s: int = 86400
+    approve: str = ""
 
     def __post_init__(self) -> None:
         check_name(self.group, "group")
+        if self.approve:
+            groups.check_approve(self.approve)
         if self.name:
             check_name(self.name, "name")
         if not 1 <= self.uses <= MAX_USES:
@@ -74,6 +79,7 @@ def invite(plane: Plane, session: Session, invitation: Invitation) -> tuple[Join
             device=invitation.name,
             uses_left=invitation.uses,
             expires=expires,
+            approve=invitation.approve,
         )
     )
     who = invitation.name or f"{invitation.uses} of {profile.name}"
@@ -82,39 +88,108 @@ def invite(plane: Plane, session: Session, invitation: Invitation) -> tuple[Join
 
 
 def claim(plane: Plane, session: Session, request: EnrolRequest) -> Enrolled:
-    """Turn a claim token and a signing request into a certificate; a refused request spends nothing.
+    """Turn a claim token and a signing request into a certificate, or a ticket; a refused request spends nothing.
 
     Raises:
         Forbidden: the token is unknown, used up or expired.
         Rejected: the device is not of the profile that the token is for, or its signing request is bad.
     """
-    token = _find_token(session, request.token, now=plane.clock())
+    now = plane.clock()
+    token = _find_token(session, request.token, now=now)
     profile = load_profile(token.profile)
-    _check_device(request, profile)
+    check_machine(request, profile)
     csr = authority.read_csr(request.csr)
 
     name = token.device or _new_name(session, token.profile, project=plane.settings.project)
-    now = plane.clock()
-    who = identity(plane.settings.project, name)
-    issued = authority.issue(authority.load_authority(plane.home.ca, "device"), csr, name=who, now=now)
-    device = session.get(Device, name)
-    if device is None:
-        device = Device(name=name, enrolled_at=now, assign_counter=0, online=False, reported={})
-        session.add(device)
-    device.profile, device.group, device.state = token.profile, token.group, "enrolled"
-    device.certificate_serial, device.certificate_expires = issued.serial, issued.expires
-    device.public_key = authority.public_pem(csr)
     token.uses_left -= 1
-    events.record(session, "enrol", name, f"{name} enrolled as {token.profile}", profile=token.profile)
+    device = session.get(Device, name)
+    if (token.approve or groups.rule(session, token.group).approve) == groups.PENDING:
+        device = device or add_device(session, name, profile=token.profile, group=token.group, state="pending", now=now)
+        ticket = pending.keep(session, name, profile=token.profile, group=token.group, csr=request.csr, now=now)
+        return answer(plane, session, device, profile, ticket=ticket)
+
+    pending.forget(session, name)
+    device = device or add_device(session, name, profile=token.profile, group=token.group, state="enrolled", now=now)
+    certificate = admit(plane, session, device, profile=token.profile, group=token.group, csr=csr)
+    return answer(plane, session, device, profile, certificate=certificate)
+
+
+def admit(
+    plane: Plane,
+    session: Session,
+    device: Device,
+    *,
+    profile: str,
+    group: str,
+    csr: x509.CertificateSigningRequest,
+) -> str:
+    """Enrol a device with the key of `csr`; return its certificate (PEM). What an earlier key of it had, ends."""
+    now = plane.clock()
+    who = identity(plane.settings.project, device.name)
+    device_ca = authority.load_authority(plane.home.ca, "device")
+    issued = authority.issue(device_ca, csr, name=who, now=now, crl_url=plane.settings.crl_url)
+    device.profile, device.group, device.state = profile, group, "enrolled"
+    revocation.make_way(plane, session, device, issued)
+    events.record(session, "enrol", device.name, f"{device.name} enrolled as {profile}", profile=profile)
+    return issued.pem
+
+
+def answer(
+    plane: Plane, session: Session, device: Device, profile: Profile, *, certificate: str = "", ticket: str = ""
+) -> Enrolled:
+    """Return what a device is told: its certificate, or the ticket with which it asks again."""
     return Enrolled(
         project=plane.settings.project,
-        device=name,
-        certificate=issued.pem,
+        device=device.name,
+        certificate=certificate,
         broker=plane.settings.device_broker_url,
         broker_ca=_broker_ca(plane),
         architecture=profile.architecture,
         runtime=profile.runtime,
+        state="pending" if ticket else "enrolled",
+        ticket=ticket,
+        refuse_automatic=groups.rule(session, device.group).refuse_automatic,
     )
+
+
+def name_offline(plane: Plane, session: Session, name: str, *, profile: str, group: str) -> Device:
+    """Name a device for installs from a file; it may enrol later, by an invitation of its name.
+
+    Raises:
+        Rejected: the profile is unknown or runs no agent, or the name cannot be one.
+        Conflict: there is a device of that name.
+    """
+    check_name(name, "name")
+    check_name(group, "group")
+    authority.check_common_name(identity(plane.settings.project, name))
+    known = load_profile(profile)
+    if not known.agent:
+        raise Rejected(f"profile: expected one whose devices run an agent, got {known.name}; flash its builds instead")
+    if session.get(Device, name) is not None:
+        raise Conflict(
+            f"device: expected a new name, got {name}, which there is already; look: skerry device show {name}"
+        )
+    events.record(session, "device", name, f"{name} was named for offline installs", profile=known.name)
+    return add_device(session, name, profile=known.name, group=group, state="offline", now=plane.clock())
+
+
+def add_device(session: Session, name: str, *, profile: str, group: str, state: str, now: datetime) -> Device:
+    """Add a device without a certificate."""
+    device = Device(
+        name=name,
+        profile=profile,
+        group=group,
+        state=state,
+        certificate_serial="",
+        certificate_expires=now,
+        enrolled_at=now,
+        public_key="",
+        assign_counter=0,
+        online=False,
+        reported={},
+    )
+    session.add(device)
+    return device
 
 
 def anchor_sha256(plane: Plane) -> str:
@@ -137,7 +212,8 @@ def _find_token(session: Session, shown: str, *, now: datetime) -> ClaimToken:
     return token
 
 
-def _check_device(request: EnrolRequest, profile: Profile) -> None:
+def check_machine(request: EnrolRequest, profile: Profile) -> None:
+    """Raise `Rejected` unless what a device says of itself fits a profile."""
     if request.profile != profile.name:
         raise Rejected(f"profile: expected {profile.name}, which this token is for, got {request.profile!r:.80}")
     foreign = request.architecture and request.architecture != profile.architecture and not request.simulated

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from control_plane import evidence
+from control_plane import evidence, revocation
 from control_plane.events import record
 from control_plane.outbox_mark import MAX_SEQUENCE, Mark, is_new, take
 from control_plane.schema import Deployment, Device, Gap, OutboxMark, Window
@@ -55,7 +55,7 @@ def handle(plane: "Plane", topic: str, payload: bytes) -> list[Reply]:
             raise Rejected(f"topic: expected project {plane.settings.project!r}, got {project!r}")
         with plane.sessions.begin() as session:
             row = session.get(Device, device)
-            if row is None or row.state != "enrolled":
+            if row is None or row.state not in ("enrolled", "decommissioning"):
                 _log.info("ingest: a message of %s, which is not enrolled, was left alone", device)
                 return []
             if name == "reported":
@@ -64,6 +64,8 @@ def handle(plane: "Plane", topic: str, payload: bytes) -> list[Reply]:
                 _take_answer(session, row, payload)
             else:
                 ack = _take_outbox(session, row, payload, now)
+        if row.state == "decommissioned":
+            return [Reply(topics.down(who, "assign"), b"", retain=True)]
         if name != "outbox":
             return []
         return [Reply(topics.down(who, "ack"), codec.encode(ack))]
@@ -74,6 +76,11 @@ def handle(plane: "Plane", topic: str, payload: bytes) -> list[Reply]:
 
 def _take_reported(session: Session, device: Device, payload: bytes, now: datetime) -> None:
     reported = codec.decode(messages.Reported, payload, limit=MAX_REPORTED_BYTES)
+    if reported.state == messages.DECOMMISSIONED:
+        if device.state == "decommissioning":
+            device.last_seen = now
+            revocation.take_farewell(session, device, now=now)
+        return
     was_online, old = device.online, device.reported
     device.online, device.last_seen = reported.online, now
     if reported.online:

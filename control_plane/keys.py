@@ -1,175 +1,147 @@
-"""Owns signing keys: the offline ceremony of an operator, and the online keys of the server. No database, no network.
-
-A key folder holds `keys.json`, a list of keys with their roles, public parts and *signer URIs*. What is made here are
-Ed25519 keys in files beside it (mode 0600, encrypted where a passphrase is given); a URI of any other scheme that
-securesystemslib knows (a cloud KMS, a PKCS#11 token) may be put in by hand, and is used in the same way.
+"""Owns the offline ceremony of an operator: the first keys and metadata, and signatures of releases. No network.
 
 Offline roles are the `root` of both repositories and the image repository's `targets`; online are the image
-repository's `snapshot` and `timestamp`, and `director` for all the director's roles but its root.
+repository's `snapshot` and `timestamp`, and `director` for all the director's roles but its root. The offline keys are
+dealt out over one or several folders, one for each person who holds some; how many of them must sign is the threshold.
 """
 
-import getpass
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from cryptography.hazmat.primitives import serialization
-from securesystemslib.exceptions import Error as SignerError
-from securesystemslib.signer import CryptoSigner, Key, Signer, SSlibKey
+from securesystemslib.signer import Key, Signer
 from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, Role, Root, Targets
 from tuf.api.serialization.json import CanonicalJSONSerializer
 
-from control_plane.home import write_secret
-from skerry.delivery.durable import write_durably
+from control_plane.key_files import (
+    MAX_KEYS,
+    KeyEntry,
+    KeyList,
+    holds_keys,
+    make_folder,
+    make_key,
+    parse_key,
+    read_keys,
+    role_signers,
+    sign_with,
+    write_keys,
+)
+from control_plane.online_keys import ONLINE_ROLES
 from skerry.errors import Broken, Rejected
-from skerry.wire.codec import from_tree
 from skerry.wire.topics import check_name
 
-ONLINE_ROLES = ("snapshot", "timestamp", "director")
 OFFLINE_ROLES = ("root", "targets")
+DIRECTOR_ROLES = ("targets", "snapshot", "timestamp")
 ROOT_LIFE = timedelta(days=365)
 TARGETS_LIFE = timedelta(days=180)
-_KEY_FILE_SCHEME = "file2"
 
-
-@dataclass(frozen=True, slots=True)
-class KeyEntry:
-    """One key of a folder: its role, its public part as TUF writes it, and where securesystemslib finds the private."""
-
-    role: str
-    keyid: str
-    public: dict[str, Any]
-    uri: str
-    encrypted: bool = False
-
-    def key(self) -> Key:
-        """Return the public key."""
-        return parse_key(self.keyid, self.public)
-
-
-@dataclass(frozen=True, slots=True)
-class KeyList:
-    """The content of `keys.json`."""
-
-    keys: tuple[KeyEntry, ...]
-    threshold: int = 1
-    v: int = 1
-
-    def of(self, role: str) -> list[KeyEntry]:
-        """Return the keys of a role."""
-        return [entry for entry in self.keys if entry.role == role]
-
-
-@dataclass(frozen=True, slots=True)
-class OnlineSigners:
-    """The server's signers: snapshot and timestamp of the image repository, and the director's."""
-
-    snapshot: Signer
-    timestamp: Signer
-    director: Signer
-
-
-# -- the server
-
-
-def make_online_keys(folder: Path) -> None:
-    """Make the server's keys in `folder`."""
-    write_keys(folder, KeyList(tuple(_make_key(folder, role, role, passphrase=None) for role in ONLINE_ROLES)))
-
-
-def load_online(folder: Path) -> OnlineSigners:
-    """Load the server's signers; raises `Broken` when a key is missing or damaged."""
-    signers = {entry.role: load_signer(folder, entry) for entry in read_keys(folder).keys}
-    missing = [role for role in ONLINE_ROLES if role not in signers]
-    if missing:
-        raise Broken(f"{folder}: expected a key for each of {', '.join(ONLINE_ROLES)}, got none for {missing[0]}")
-    return OnlineSigners(**{role: signers[role] for role in ONLINE_ROLES})
-
-
-def describe_online(signers: OnlineSigners, project: str) -> dict[str, Any]:
-    """Return what the ceremony needs to know of the server: the public parts of its keys."""
-    keys = {role: getattr(signers, role).public_key for role in ONLINE_ROLES}
-    return {"project": project, "keys": {role: {"keyid": key.keyid, **key.to_dict()} for role, key in keys.items()}}
-
-
-# -- the operator
+# one passphrase for all folders, or one for each
+Passphrase = str | Mapping[Path, str] | None
 
 
 def hold_ceremony(
-    folder: Path,
+    folders: Path | Sequence[Path],
     online: Mapping[str, Any],
     *,
     keys: int = 1,
     threshold: int = 1,
-    passphrase: str | None = None,
+    passphrase: Passphrase = None,
     now: datetime | None = None,
 ) -> dict[str, str]:
-    """Make the offline keys in `folder` and found both repositories with them.
+    """Make the offline keys in `folders` and found both repositories with them.
 
-    `online` is the answer of `/v1/trust/online-keys`. Each offline role gets `keys` keys, `threshold` of which sign.
-    Returns `image_root`, `director_root` and the empty first `targets`, as JSON text. A folder with keys is used, not
-    overwritten, so that a ceremony whose result got lost on its way can be held again.
+    `online` is the answer of `/v1/trust/online-keys`. Each offline role gets `keys` keys, dealt out over the folders,
+    `threshold` of which sign. Returns `image_root`, `director_root` and the empty first `targets`, as JSON text.
+    Folders with keys are used, not overwritten: a ceremony whose result got lost on its way can be held again, and
+    keys that something else keeps can be listed beforehand.
     """
     check_name(str(online.get("project", "")), "project")
-    if not 1 <= threshold <= keys <= 16:
-        raise Rejected(f"keys: expected 1 <= threshold <= keys <= 16, got a threshold of {threshold} with {keys} keys")
+    check_threshold(keys, threshold)
     trusted = _online_keys(online)
-    if not (folder / "keys.json").exists():
-        make_offline_keys(folder, keys=keys, threshold=threshold, passphrase=passphrase)
-    held = read_keys(folder)
-    if (len(held.of("root")), held.threshold) != (keys, threshold):
-        raise Rejected(
-            f"{folder}: expected no keys yet, or {keys} with a threshold of {threshold}, "
-            f"got {len(held.of('root'))} with {held.threshold}; choose another folder"
-        )
-    signers = {role: _role_signers(folder, held, role, passphrase) for role in OFFLINE_ROLES}
+    places = [folders] if isinstance(folders, Path) else list(folders)
+    if not any(holds_keys(folder) for folder in places):
+        deal_keys(places, OFFLINE_ROLES, keys=keys, threshold=threshold, passphrase=passphrase)
+    held = {role: held_keys(places, role, keys=keys, threshold=threshold) for role in OFFLINE_ROLES}
+    signers = {
+        role: [
+            signer
+            for folder in places
+            if read_keys(folder).of(role)
+            for signer in role_signers(folder, role, passphrase_of(passphrase, folder))
+        ]
+        for role in OFFLINE_ROLES
+    }
     now = now or datetime.now(UTC)
 
-    image = {"root": _entry_keys(held, "root"), "targets": _entry_keys(held, "targets")}
-    image |= {"snapshot": [trusted["snapshot"]], "timestamp": [trusted["timestamp"]]}
-    director = {"root": image["root"]} | {role: [trusted["director"]] for role in ("targets", "snapshot", "timestamp")}
-    offline = dict.fromkeys(OFFLINE_ROLES, held.threshold)
+    image = held | {"snapshot": [trusted["snapshot"]], "timestamp": [trusted["timestamp"]]}
+    director = {"root": held["root"]} | {role: [trusted["director"]] for role in DIRECTOR_ROLES}
+    offline = dict.fromkeys(OFFLINE_ROLES, threshold)
     return {
-        "image_root": _sign_text(_make_root(image, thresholds=offline, now=now), signers["root"]),
-        "director_root": _sign_text(
-            _make_root(director, thresholds={"root": held.threshold}, now=now), signers["root"]
-        ),
-        "targets": _sign_text(Targets(expires=_from_now(now, TARGETS_LIFE)), signers["targets"]),
+        "image_root": _sign_text(make_root(image, thresholds=offline, now=now), signers["root"]),
+        "director_root": _sign_text(make_root(director, thresholds={"root": threshold}, now=now), signers["root"]),
+        "targets": _sign_text(Targets(expires=from_now(now, TARGETS_LIFE)), signers["targets"]),
     }
 
 
-def make_offline_keys(folder: Path, *, keys: int, threshold: int, passphrase: str | None = None) -> KeyList:
-    """Make `keys` keys for each offline role in a new `folder`."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        entries = [
-            _make_key(folder, role, f"{role}-{number}", passphrase=passphrase)
-            for role in OFFLINE_ROLES
-            for number in range(1, keys + 1)
-        ]
-        made = KeyList(tuple(entries), threshold=threshold)
-        write_keys(folder, made)
-    except OSError as error:
-        raise Broken(f"{folder}: expected a folder to write keys to, got {error.strerror}") from error
-    return made
+def check_threshold(keys: int, threshold: int) -> None:
+    """Raise `Rejected` for a threshold that cannot be met or means nothing."""
+    if not 1 <= threshold <= keys <= MAX_KEYS:
+        raise Rejected(
+            f"keys: expected 1 <= threshold <= keys <= {MAX_KEYS}, got a threshold of {threshold} with {keys} keys"
+        )
 
 
-def sign_payload(folder: Path, payload: bytes, *, passphrase: str | None = None) -> list[dict[str, str]]:
-    """Sign the payload of a staged release with the folder's `targets` keys: as many as the threshold asks for.
+def deal_keys(
+    folders: Sequence[Path], roles: Iterable[str], *, keys: int, threshold: int, passphrase: Passphrase = None
+) -> None:
+    """Make `keys` keys for each role, dealt out in turn over new `folders`.
 
-    Anything but targets metadata is refused before a key is touched: a server must not get a root signed as a release.
-    Returns `{"keyid", "sig"}` of each.
+    Raises:
+        Rejected: there are more folders than keys.
+        Broken: a folder cannot be written.
+    """
+    if keys < len(folders):
+        raise Rejected(f"--out: expected at most one folder for each of {keys} keys, got {len(folders)} folders")
+    dealt: dict[Path, list[KeyEntry]] = {folder: [] for folder in folders}
+    for folder in folders:
+        make_folder(folder)
+    for role in roles:
+        for number in range(1, keys + 1):
+            folder = folders[(number - 1) % len(folders)]
+            made = make_key(folder, role, f"{role}-{number}", passphrase=passphrase_of(passphrase, folder))
+            dealt[folder].append(made)
+    for folder, entries in dealt.items():
+        write_keys(folder, KeyList(tuple(entries), threshold=threshold))
+
+
+def held_keys(folders: Sequence[Path], role: str, *, keys: int, threshold: int) -> list[Key]:
+    """Return the public keys of a role in `folders`: `keys` of them; raises `Rejected` when they are other ones."""
+    lists = [read_keys(folder) for folder in folders]
+    found = {entry.keyid: entry.key() for held in lists for entry in held.of(role)}
+    thresholds = {held.threshold for held in lists if held.of(role)}
+    if len(found) != keys or thresholds != {threshold}:
+        asked = ", ".join(str(each) for each in sorted(thresholds)) or "none"
+        raise Rejected(
+            f"{', '.join(map(str, folders))}: expected no keys yet, or {keys} of {role} with a threshold of "
+            f"{threshold}, got {len(found)} with {asked}; choose another folder"
+        )
+    return list(found.values())
+
+
+def sign_payload(
+    folder: Path, payload: bytes, *, passphrase: str | None = None, allowed: Collection[str] | None = None
+) -> list[dict[str, str]]:
+    """Sign the payload of a staged change with the folder's `targets` keys: as many as the threshold asks for.
+
+    `allowed` are the key ids that the root names, where that is known. Anything but targets metadata is refused before
+    a key is touched: a server must not get a root signed as a release. Returns `{"keyid", "sig"}` of each.
     """
     parse_payload(payload)
-    held = read_keys(folder)
-    signers = _role_signers(folder, held, "targets", passphrase)[: held.threshold]
-    made = [_guarded(signer, payload) for signer in signers]
-    return [{"keyid": signature.keyid, "sig": signature.signature} for signature in made]
+    signers = role_signers(folder, Targets.type, passphrase, allowed=allowed)[: read_keys(folder).threshold]
+    return [{"keyid": each.keyid, "sig": each.signature} for each in sign_with(signers, payload)]
 
 
 def parse_payload(payload: bytes) -> Targets:
@@ -186,85 +158,28 @@ def parse_payload(payload: bytes) -> Targets:
     return targets
 
 
-# -- keys and folders
-
-
-def parse_key(keyid: str, public: Any) -> Key:
-    """Build a public key from its JSON; raises `Rejected`."""
-    try:
-        key = SSlibKey.from_dict(keyid, {name: value for name, value in public.items() if name != "keyid"})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Rejected(f"key {keyid!r:.80}: expected a public key as TUF writes it, got something else") from error
-    return key
-
-
-def read_keys(folder: Path) -> KeyList:
-    """Read `keys.json`; raises `Broken` when the folder holds none."""
-    path = folder / "keys.json"
-    try:
-        return from_tree(KeyList, json.loads(path.read_bytes()))
-    except FileNotFoundError as error:
-        raise Broken(
-            f"{folder}: expected a folder of signing keys, got no keys.json; make one: skerry keys init"
-        ) from error
-    except (OSError, ValueError, Rejected) as error:
-        raise Broken(f"{path}: expected a list of keys, got: {error}; restore it from its backup") from error
-
-
-def write_keys(folder: Path, keys: KeyList) -> None:
-    """Write `keys.json`."""
-    write_durably(folder / "keys.json", json.dumps(asdict(keys), indent=1).encode())
-
-
-def load_signer(folder: Path, entry: KeyEntry, passphrase: str | None = None) -> Signer:
-    """Return the signer of a key: from its file, or wherever its URI says.
-
-    Raises:
-        Broken: the key is not there, is not the one listed, or the passphrase is wrong.
-    """
-    uri = urlsplit(entry.uri)
-    try:
-        if uri.scheme != _KEY_FILE_SCHEME:
-            return Signer.from_priv_key_uri(entry.uri, entry.key(), getpass.getpass)
-        pem = (folder / uri.path).read_bytes()
-        secret = passphrase.encode() if passphrase and entry.encrypted else None
-        private: Any = serialization.load_pem_private_key(pem, secret)
-        key = entry.key()
-        return CryptoSigner(private, key if isinstance(key, SSlibKey) else None)
-    except (OSError, ValueError, TypeError, ImportError, SignerError) as error:
-        hint = "set SKERRY_KEY_PASSPHRASE" if entry.encrypted else "restore it from its backup"
-        raise Broken(f"key {entry.role} ({entry.uri}): expected to load it, got: {_line(error)}; {hint}") from error
-
-
-def _make_key(folder: Path, role: str, name: str, *, passphrase: str | None) -> KeyEntry:
-    signer = CryptoSigner.generate_ed25519()
-    pem = signer.private_bytes
-    if passphrase:
-        pem = serialization.load_pem_private_key(pem, None).private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.BestAvailableEncryption(passphrase.encode()),
-        )
-    write_secret(folder / f"{name}.pem", pem)
-    public = signer.public_key
-    return KeyEntry(
-        role=role,
-        keyid=public.keyid,
-        public=public.to_dict(),
-        uri=f"{_KEY_FILE_SCHEME}:{name}.pem",
-        encrypted=bool(passphrase),
+def make_root(
+    keys: Mapping[str, Iterable[Key]], *, thresholds: Mapping[str, int], now: datetime, version: int = 1
+) -> Root:
+    """Return a root that names `keys` for the roles; a role without a threshold has 1."""
+    listed = {role: list(members) for role, members in keys.items()}
+    return Root(
+        version=version,
+        expires=from_now(now, ROOT_LIFE),
+        keys={key.keyid: key for members in listed.values() for key in members},
+        roles={role: Role([key.keyid for key in members], thresholds.get(role, 1)) for role, members in listed.items()},
+        consistent_snapshot=True,
     )
 
 
-def _role_signers(folder: Path, held: KeyList, role: str, passphrase: str | None) -> list[Signer]:
-    entries = held.of(role)
-    if len(entries) < held.threshold:
-        raise Broken(f"{folder}: expected {held.threshold} or more keys for {role}, got {len(entries)}")
-    return [load_signer(folder, entry, passphrase) for entry in entries]
+def passphrase_of(passphrase: Passphrase, folder: Path) -> str | None:
+    """Return the passphrase of one folder."""
+    return passphrase.get(folder) if isinstance(passphrase, Mapping) else passphrase
 
 
-def _entry_keys(held: KeyList, role: str) -> list[Key]:
-    return [entry.key() for entry in held.of(role)]
+def from_now(now: datetime, life: timedelta) -> datetime:
+    """Return when something made now expires; TUF writes whole seconds."""
+    return (now + life).replace(microsecond=0)
 
 
 def _online_keys(online: Mapping[str, Any]) -> dict[str, Key]:
@@ -278,33 +193,11 @@ def _keyid(public: Any) -> str:
     return str(public.get("keyid", "")) if isinstance(public, Mapping) else ""
 
 
-def _make_root(keys: Mapping[str, Iterable[Key]], *, thresholds: Mapping[str, int], now: datetime) -> Root:
-    listed = {role: list(members) for role, members in keys.items()}
-    return Root(
-        expires=_from_now(now, ROOT_LIFE),
-        keys={key.keyid: key for members in listed.values() for key in members},
-        roles={role: Role([key.keyid for key in members], thresholds.get(role, 1)) for role, members in listed.items()},
-        consistent_snapshot=True,
-    )
-
-
 def _sign_text(signed: Root | Targets, signers: Iterable[Signer]) -> str:
     metadata: Metadata[Any] = Metadata(signed)
-    for signer in signers:
-        metadata.sign(signer, append=True)
-    return metadata.to_bytes().decode()
-
-
-def _guarded(signer: Signer, payload: bytes) -> Any:
     try:
-        return signer.sign(payload)
+        for signer in signers:
+            metadata.sign(signer, append=True)
     except Exception as error:  # a signer may be any plug-in of securesystemslib, with any error
-        raise Broken(f"signing: expected a signature, got: {_line(error)}") from error
-
-
-def _from_now(now: datetime, life: timedelta) -> datetime:
-    return (now + life).replace(microsecond=0)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+        raise Broken(f"signing: expected a signature, got: {error}; is the key's device there?") from error
+    return metadata.to_bytes().decode()

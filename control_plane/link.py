@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 _client_log = log.getChild("mqtt")
 _client_log.setLevel(logging.ERROR)
 
+# its user name and the start of its client id: without a dot, so never a device's PROJECT.DEVICE
+CONTROL_PLANE = "control-plane"
 OUTGOING_LIMIT = 256
 INCOMING_LIMIT = 2000
 IN_FLIGHT = 32
@@ -237,7 +239,7 @@ class Link:
             parts.port or 1883,
             username=unquote(parts.username) if parts.username else None,
             password=unquote(parts.password) if parts.password else None,
-            identifier=f"{settings.project}.control-plane",
+            identifier=f"{CONTROL_PLANE}:{settings.project}",
             protocol=aiomqtt.ProtocolVersion.V5,
             clean_start=True,
             keepalive=KEEPALIVE_S,

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session, sessionmaker
 
     from control_plane.home import Home
-    from control_plane.keys import OnlineSigners
     from control_plane.link import Outgoing
+    from control_plane.online_keys import OnlineSigners
     from control_plane.settings import Settings
     from control_plane.store import Blobs
 

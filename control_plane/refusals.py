@@ -13,3 +13,7 @@ class Unknown(Rejected):
 
 class Conflict(Rejected):
     """It does not fit the present state: look at it again, then decide (409)."""
+
+
+class TooMany(Rejected):
+    """It came too often (429): wait, then try again."""

@@ -1,27 +1,44 @@
-"""Owns releases: staging the next targets metadata, collecting offline signatures over it, publishing it.
+"""Owns releases: what of a model version is listed, who signs that, and what follows when it is signed or revoked.
 
-A staged release is unsigned targets metadata that lists what is published now plus all files of the passed builds of
-one model version. Operators sign its canonical bytes offline; when the root's threshold for `targets` is met it is
-published and the release is live. Should another release be published in between, this one is staged again.
+A staged release is an edit of the published targets (`control_plane.staging`) that adds all files of the passed builds
+of one model version; a revocation is one that takes them away. When the root's threshold for `targets` is met it is
+published, and the release is live or revoked. Should another change be published in between, its bytes change, and it
+has to be signed again.
+
+The releases of a model whose policy is `automatic` are signed by its own online key instead, at once: within the paths
+and until the end that the offline keys granted.
 """
 
-from securesystemslib.exceptions import Error as KeyLibraryError
-from securesystemslib.signer import Signature
+from collections.abc import Callable, Iterable
+
 from sqlalchemy import select
 from sqlalchemy.orm import Session
-from tuf.api.metadata import Metadata, TargetFile, Targets
-from tuf.api.serialization.json import CanonicalJSONSerializer
+from tuf.api.metadata import TargetFile, Targets
 
-from control_plane import events, image_repository, tuf_rows
-from control_plane.keys import TARGETS_LIFE
+from control_plane import (
+    approval,
+    bill,
+    delegated,
+    events,
+    image_repository,
+    policies,
+    provenance,
+    rollouts,
+    staging,
+)
+from control_plane.making import MANIFEST, Making, making_of
 from control_plane.plane import Plane
-from control_plane.refusals import Conflict, Forbidden, Unknown
+from control_plane.refusals import Conflict, Unknown
 from control_plane.schema import Build, ModelVersion, Release
 from skerry.errors import Rejected
 from skerry.wire.manifest import target_name
 from skerry.wire.topics import check_name
 
-MANIFEST = "manifest.json"
+STAGED_AS = "release"
+REVOKED_AS = "revocation"
+Writer = Callable[[Making], bytes]
+DOCUMENTS: dict[str, Writer] = {bill.FILE: bill.bill_of_materials, provenance.FILE: provenance.provenance}
+"""Targets that describe a build and are for people: no manifest names them, no device fetches them."""
 _STAGED = "staged"
 
 
@@ -31,14 +48,17 @@ def release_name(model: str, version: int) -> str:
 
 
 def stage(plane: Plane, session: Session, *, model: str, version: int) -> Release:
-    """Stage the passed builds of a model version as a release; staging one again replaces its payload.
+    """Stage the passed builds of a model version as a release; staging one again replaces what is to be signed.
+
+    Where the model's policy is `automatic` it is live at once: after the commit call `publisher.announce_release`.
 
     Raises:
         Unknown: there is no such model version, or no ceremony was held.
-        Conflict: the release is live or revoked already.
+        Conflict: the release is live or revoked already, or the policy is automatic and nobody granted that.
         Rejected: none of its builds passed the gate.
     """
-    if session.get(ModelVersion, (model, version)) is None:
+    row = session.get(ModelVersion, (model, version))
+    if row is None:
         raise Unknown(f"release: expected a trained model version, got {model} {version}")
     name = release_name(model, version)
     release = session.get(Release, name)
@@ -53,20 +73,47 @@ def stage(plane: Plane, session: Session, *, model: str, version: int) -> Releas
         )
 
     now = plane.clock()
-    published = image_repository.targets(session)
-    listed = dict(published.targets)
+    files: dict[str, TargetFile] = {}
     for build in builds:
-        listed |= _list_build(plane, build)
-    targets = Targets(version=published.version + 1, expires=tuf_rows.from_now(now, TARGETS_LIFE), targets=listed)
-    payload = _stage(session, name, targets)
-
-    if release is None:
-        release = Release(name=name, model=model, version=version, state=_STAGED, payload=payload, created_at=now)
-        session.add(release)
-    else:
-        release.payload = payload
+        files |= _list_build(plane, session, row, build)
     profiles = sorted(build.profile for build in builds)
+    if release is None:
+        release = Release(name=name, model=model, version=version, state=_STAGED, role=Targets.type, created_at=now)
+        session.add(release)
+    if policies.is_automatic(session, model):
+        staging.discard(session, STAGED_AS, name)
+        _sign_online(plane, session, release, files)
+        return release
+    staging.stage(session, STAGED_AS, name, staging.Edit(add=staging.listed(files)), now=now)
     events.record(session, "release", name, f"{name} is staged for {', '.join(profiles)}", profiles=profiles)
+    return release
+
+
+def revoke(plane: Plane, session: Session, name: str) -> Release:
+    """Stage the revocation of a live release: targets without its files, to be signed like a release.
+
+    What no offline key has signed needs none to go: a staged release, and one of the policy `automatic`, are revoked at
+    once. After the commit of that call `publisher.announce_revocation`.
+
+    Raises:
+        Unknown: there is no such release.
+        Conflict: it is revoked already.
+    """
+    release = get(session, name)
+    if release.state == "revoked":
+        raise Conflict(f"release {name}: expected one that is not revoked, got one that is since {release.revoked_at}")
+    if release.state == _STAGED:
+        staging.discard(session, STAGED_AS, name)
+        _is_revoked(plane, session, release)
+    elif release.role != Targets.type:
+        role = release.role
+        listed = image_repository.automatic_targets(session, role)
+        kept = {path: file for path, file in listed.items() if not path.startswith(_folder(release))}
+        image_repository.publish_automatic(session, plane.signers, release.model, kept, now=plane.clock())
+        _is_revoked(plane, session, release)
+    else:
+        staging.stage(session, REVOKED_AS, name, staging.Edit(drop=(_folder(release),)), now=plane.clock())
+        events.record(session, "release", name, f"the revocation of {name} is staged: it needs signatures")
     return release
 
 
@@ -78,46 +125,63 @@ def get(session: Session, name: str) -> Release:
     return release
 
 
+def waits_as(session: Session, release: Release) -> str:
+    """Return what of a release waits for signatures: the kind of its staged change, or nothing."""
+    kind = STAGED_AS if release.state == _STAGED else REVOKED_AS
+    return kind if staging.exists(session, kind, release.name) else ""
+
+
+def payload(session: Session, name: str) -> bytes:
+    """Return the bytes to sign now; raises `Unknown` when nothing of the release waits for signatures."""
+    return staging.payload(session, _kind(session, name), name)
+
+
 def signatures(session: Session, name: str) -> tuple[list[str], int]:
-    """Return the key ids that have signed a release so far, and how many the root asks for."""
-    threshold = image_repository.root(session).roles[Targets.type].threshold
-    if not tuf_rows.exists(session, _repository(name), Targets.type):
-        return [], threshold
-    return list(_staged(session, name).signatures), threshold
+    """Return the key ids that have signed what waits, and how many the root asks for."""
+    return staging.signatures(session, waits_as(session, get(session, name)), name)
 
 
 def add_signature(plane: Plane, session: Session, name: str, *, keyid: str, sig: str) -> Release:
-    """Take one offline signature; with the threshold met, publish the metadata: the release is live.
+    """Take one offline signature; with the threshold met, publish the metadata: the release is live, or revoked.
 
-    A signature that comes after that changes nothing. After the commit call `publisher.announce_release`.
+    A signature that comes after that changes nothing. After the commit call the publisher's `announce_release` or
+    `announce_revocation`.
 
     Raises:
         Unknown: there is no such release.
-        Forbidden: the key is not one of the root's targets keys, or the signature is not its own.
-        Conflict: another release was published since this one was staged.
+        Forbidden: the key is not one of the root's targets keys, or the signature is not its own, of this payload:
+            another change may have been published since.
     """
     release = get(session, name)
-    _check_signature(image_repository.root(session).roles[Targets.type].keyids, session, release, keyid=keyid, sig=sig)
-    if release.state != _STAGED:
-        return release
-
-    staged = _staged(session, name)
-    staged.signatures[keyid] = Signature(keyid, sig)
-    tuf_rows.write(session, _repository(name), Targets.type, staged.to_bytes())
-    root = image_repository.root(session)
-    if not root.get_verification_result(Targets.type, staged.signed_bytes, staged.signatures):
-        threshold = root.roles[Targets.type].threshold
-        signed = len(staged.signatures)
-        events.record(session, "release", name, f"{name} has {signed} of {threshold} signatures", signatures=signed)
-        return release
-
-    now = plane.clock()
-    image_repository.publish_targets(session, plane.signers, staged, now=now)
-    tuf_rows.delete(session, _repository(name), Targets.type)
-    release.state = "live"
-    release.live_at = now
-    events.record(session, "release", name, f"{name} is signed and live", targets=staged.signed.version)
+    kind = waits_as(session, release)
+    if kind:
+        then = published if kind == STAGED_AS else revoked
+        staging.add_signature(plane, session, kind, name, keyid=keyid, sig=sig, then=then)
     return release
+
+
+def approval_of(plane: Plane, session: Session, name: str) -> approval.Approval:
+    """Return what waits for signatures as a file that can be signed elsewhere; raises `Unknown` when nothing waits."""
+    return staging.approval_of(plane, session, _kind(session, name), name)
+
+
+def published(plane: Plane, session: Session, name: str, targets: Targets) -> None:
+    """Take note that a release is listed now; what `staging` calls."""
+    release = get(session, name)
+    release.state, release.live_at = "live", plane.clock()
+    events.record(session, "release", name, f"{name} is signed and live", targets=targets.version)
+
+
+def withdrawn(plane: Plane, session: Session, model: str) -> None:
+    """Take note that a model's online key may sign nothing any more: what it signed is listed no more, so revoked."""
+    signed = select(Release).where(Release.state == "live", Release.role == delegated.role_name(model))
+    for release in session.scalars(signed):
+        _is_revoked(plane, session, release)
+
+
+def revoked(plane: Plane, session: Session, name: str, targets: Targets) -> None:  # noqa: ARG001 -- what `staging` hands over
+    """Take note that a release is listed no more; what `staging` calls."""
+    _is_revoked(plane, session, get(session, name))
 
 
 def target_path(release: Release, profile: str) -> str:
@@ -126,50 +190,75 @@ def target_path(release: Release, profile: str) -> str:
 
 
 def blobs(session: Session, release: Release) -> dict[str, int]:
-    """Return the files of a live release as listed: SHA-256 to length."""
-    prefix = f"models/{release.model}/{release.version}/"
-    listed = image_repository.targets(session).targets.values()
-    return {target.hashes["sha256"]: target.length for target in listed if target.path.startswith(prefix)}
+    """Return the files of a live release that devices fetch, as listed: SHA-256 to length."""
+    listed = image_repository.release_targets(session, release.role)
+    return {
+        target.hashes["sha256"]: target.length
+        for target in listed.values()
+        if target.path.startswith(_folder(release)) and target.path.rpartition("/")[2] not in DOCUMENTS
+    }
 
 
-def _list_build(plane: Plane, build: Build) -> dict[str, TargetFile]:
+def document(plane: Plane, session: Session, name: str, *, profile: str, file: str) -> bytes:
+    """Return the bill of materials or the provenance of a build as it is, or is to be, signed.
+
+    Raises:
+        Unknown: there is no such release, or nothing of it for that profile, or it is listed no more.
+    """
+    release = get(session, name)
+    path = target_name(release.model, release.version, profile, file)
+    if release.state == _STAGED:
+        entry = staging.get(session, STAGED_AS, name).metadata.signed.targets.get(path)
+    else:
+        entry = image_repository.release_targets(session, release.role).get(path)
+    if entry is None:
+        raise Unknown(f"release {name}: expected {file} of a profile that it was built for, got none for {profile!r}")
+    return plane.blobs.get(entry.hashes["sha256"])
+
+
+def _sign_online(plane: Plane, session: Session, release: Release, files: dict[str, TargetFile]) -> None:
+    role = delegated.role_name(release.model)
+    listed = image_repository.automatic_targets(session, role)
+    image_repository.publish_automatic(session, plane.signers, release.model, listed | files, now=plane.clock())
+    release.state, release.live_at, release.role = "live", plane.clock(), role
+    text = f"{release.name} is signed online by {role} and live"
+    events.record(session, "release", release.name, text, role=role)
+
+
+def _is_revoked(plane: Plane, session: Session, release: Release) -> None:
+    now = plane.clock()
+    release.state, release.revoked_at = "revoked", now
+    events.record(session, "release", release.name, f"{release.name} is revoked")
+    rollouts.end_revoked(session, release.name, now=now)
+
+
+def _kind(session: Session, name: str) -> str:
+    release = get(session, name)
+    kind = waits_as(session, release)
+    if not kind:
+        raise Unknown(f"release {name}: expected one with something to sign, got one that is {release.state}")
+    return kind
+
+
+def _folder(release: Release) -> str:
+    return f"models/{release.model}/{release.version}/"
+
+
+def _list_build(plane: Plane, session: Session, version: ModelVersion, build: Build) -> dict[str, TargetFile]:
     """Return the target entries of a build, and of the second one beside it where the gate kept two."""
+    making = making_of(session, version, build)
+    documents = {name: plane.blobs.put(write(making)) for name, write in DOCUMENTS.items()}
+    listed = _entries(plane, build, {**making.files, **documents}.items(), second=False)
     second = build.report.get("second") or {}
     # noted here and not when it was compiled: what is not listed cannot be assigned
     build.second = str(second.get("manifest", ""))
-    kept = [(False, build.manifest, build.files)]
     if build.second:
-        kept.append((True, build.second, second["files"]))
-    listed = {}
-    for is_second, manifest, files in kept:
-        for name, sha256 in {**files, MANIFEST: manifest}.items():
-            path = target_name(build.model, build.version, build.profile, name, second=is_second)
-            listed[path] = TargetFile(len(plane.blobs.get(sha256)), {"sha256": sha256}, path)
+        listed |= _entries(plane, build, {**second["files"], MANIFEST: build.second}.items(), second=True)
     return listed
 
 
-def _stage(session: Session, name: str, targets: Targets) -> bytes:
-    payload = CanonicalJSONSerializer().serialize(targets)
-    tuf_rows.write(session, _repository(name), Targets.type, Metadata(targets).to_bytes())
-    return payload
-
-
-def _staged(session: Session, name: str) -> Metadata[Targets]:
-    return tuf_rows.read_as(Targets, session, _repository(name), Targets.type)
-
-
-def _check_signature(allowed: list[str], session: Session, release: Release, *, keyid: str, sig: str) -> None:
-    if keyid not in allowed:
-        raise Forbidden(f"release {release.name}: expected a targets key of the root, got {keyid!r:.80}")
-    key = image_repository.root(session).get_key(keyid)
-    try:
-        key.verify_signature(Signature(keyid, sig), release.payload)
-    except (KeyLibraryError, ValueError) as error:
-        raise Forbidden(
-            f"release {release.name}: expected a signature of its payload by {keyid[:8]}, got another; "
-            "fetch the payload again and sign that"
-        ) from error
-
-
-def _repository(name: str) -> str:
-    return f"staged/{name}"
+def _entries(plane: Plane, build: Build, files: Iterable[tuple[str, str]], *, second: bool) -> dict[str, TargetFile]:
+    paths = {
+        target_name(build.model, build.version, build.profile, name, second=second): sha256 for name, sha256 in files
+    }
+    return {path: TargetFile(len(plane.blobs.get(sha256)), {"sha256": sha256}, path) for path, sha256 in paths.items()}

@@ -5,14 +5,14 @@ transactions, and publishes the assignments after each commit. Whoever dies in b
 assigned is retained anew whenever the control plane connects to the broker.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from control_plane import director, second_builds
+from control_plane import director, groups, second_builds
 from control_plane.builds import find_build
 from control_plane.events import record
 from control_plane.refusals import Conflict, Unknown
@@ -34,6 +34,7 @@ from control_plane.rollout_planner import (
 )
 from control_plane.rollout_planner import Wave as WaveNow
 from control_plane.schema import Build, Deployment, Device, Release, Rollout, Wave
+from control_plane.sealing import NO_KEY
 from skerry.wire import codec, topics
 from skerry.wire.manifest import target_name
 from skerry.wire.messages import Assign as AssignMessage
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from control_plane.plane import Plane
 
 OPEN = ("running", "paused")
+OFFLINE = "targets"
+"""The role of a release that the offline keys signed; any other is a model's own, signed online."""
 # in one transaction: assigning takes milliseconds of signing each, and devices wait for the database meanwhile
 MAX_ACTIONS = 50
 
@@ -60,12 +63,14 @@ def create(session: Session, *, release: str, waves: Sequence[WaveRequest], now:
     row = session.get(Release, release)
     if row is None:
         raise Unknown(f"release: expected one that was made, got {release!r}")
+    if row.state == "revoked":
+        raise Conflict(f"release {release}: expected it to be live, got revoked; train and release a new version")
     if row.state != "live":
         raise Conflict(
             f"release {release}: expected it to be live, got {row.state}; sign it first: skerry release sign"
         )
     manifests = _manifests(session, row)
-    groups = spread(waves, _candidates(session, manifests), seed=release)
+    groups = spread(waves, _candidates(session, row, manifests), seed=release)
 
     rollout = Rollout(release=release, state="running", created_at=now)
     session.add(rollout)
@@ -106,12 +111,25 @@ def cancel(session: Session, number: int, *, now: datetime) -> Rollout:
         raise Unknown(f"rollout: expected one that was made, got {number}")
     if rollout.state not in OPEN:
         raise Conflict(f"rollout {number}: expected one that runs or is paused, got {rollout.state}")
-    waiting = select(Deployment).where(Deployment.rollout == number, Deployment.state == "waiting")
-    for deployment in session.scalars(waiting):
-        _settle(deployment, "left-out", "the rollout was cancelled", now)
-    rollout.state, rollout.reason, rollout.ended_at = "cancelled", "cancelled by an operator", now
+    _end(session, rollout, "the rollout was cancelled", now)
+    rollout.reason = "cancelled by an operator"
     record(session, "rollout", str(number), f"rollout {number} of {rollout.release} cancelled", rollout=number)
     return rollout
+
+
+def end_revoked(session: Session, release: str, *, now: datetime) -> None:
+    """End the open rollouts of a release that has just been revoked; `replacements` sees to what was assigned."""
+    for rollout in session.scalars(select(Rollout).where(Rollout.release == release, Rollout.state.in_(OPEN))):
+        _end(session, rollout, "the release was revoked", now)
+        text = f"rollout {rollout.id} of {release} ended: the release was revoked"
+        record(session, "rollout", str(rollout.id), text, rollout=rollout.id, release=release)
+
+
+def _end(session: Session, rollout: Rollout, reason: str, now: datetime) -> None:
+    waiting = select(Deployment).where(Deployment.rollout == rollout.id, Deployment.state == "waiting")
+    for deployment in session.scalars(waiting):
+        _settle(deployment, "left-out", reason, now)
+    rollout.state, rollout.reason, rollout.ended_at = "cancelled", reason, now
 
 
 def reconcile(plane: "Plane", now: datetime) -> int:
@@ -261,20 +279,25 @@ def _manifests(session: Session, release: Release) -> dict[str, str]:
     return {build.profile: chosen.get(build.profile) or build.manifest for build in session.scalars(builds)}
 
 
-def _candidates(session: Session, manifests: dict[str, str]) -> list[Candidate]:
+def _candidates(session: Session, release: Release, manifests: dict[str, str]) -> list[Candidate]:
     busy = select(Deployment).join(Rollout, Rollout.id == Deployment.rollout)
     busy = busy.where(Rollout.state.in_(OPEN), Deployment.state != "left-out")
     in_rollout = {deployment.device: deployment.rollout for deployment in session.scalars(busy)}
     devices = session.scalars(select(Device).where(Device.state == "enrolled").order_by(Device.name))
+    refusing = groups.refusing_automatic(session) if release.role != OFFLINE else frozenset[str]()
     return [
-        Candidate(device.name, device.profile, _obstacle(device, manifests, in_rollout.get(device.name)))
+        Candidate(device.name, device.profile, _obstacle(device, manifests, in_rollout.get(device.name), refusing))
         for device in devices
     ]
 
 
-def _obstacle(device: Device, manifests: dict[str, str], rollout: int | None) -> str:
+def _obstacle(device: Device, manifests: dict[str, str], rollout: int | None, refusing: Collection[str]) -> str:
     if device.profile not in manifests:
         return f"the release has no passed build for profile {device.profile}"
+    if device.group in refusing:
+        return "its group refuses releases that were signed online"
+    if not device.public_key:
+        return NO_KEY
     if rollout is not None:
         return f"it is in rollout {rollout}, which is not over"
     return ""

@@ -42,9 +42,10 @@ class Table(DeclarativeBase):
 
 
 class Device(Table):
-    """One agent identity. `reported` is the last `Reported` message, `state` is enrolled or revoked.
+    """One agent identity. `reported` is the last `Reported` message, `public_key` (PEM) what its key proves.
 
-    `public_key` (PEM) is what the device's signatures are checked with; empty where it enrolled before it was kept.
+    `state`: pending (an operator has not accepted it), offline (named for installs from a file, not enrolled yet),
+    enrolled, revoked, decommissioning (told to wipe itself, not heard since), decommissioned.
     """
 
     __tablename__ = "device"
@@ -62,8 +63,20 @@ class Device(Table):
     public_key: Mapped[str] = mapped_column(Text, default="")
 
 
+class DeviceGroup(Table):
+    """The rules of a group that has any. `approve`: automatic, or pending until an operator accepts each device."""
+
+    __tablename__ = "device_group"
+    name: Mapped[str] = mapped_column(String(63), primary_key=True)
+    approve: Mapped[str] = mapped_column(String(9), default="automatic")
+    refuse_automatic: Mapped[bool] = mapped_column(default=False)
+
+
 class ClaimToken(Table):
-    """A claim token, stored as SHA-256, bound to a profile and group and, where given, to one device name."""
+    """A claim token, stored as SHA-256, bound to a profile and group and, where given, to one device name.
+
+    `approve` is automatic, pending, or empty where the rule of the group decides.
+    """
 
     __tablename__ = "claim_token"
     sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
@@ -71,6 +84,63 @@ class ClaimToken(Table):
     group: Mapped[str] = mapped_column("group_name", String(63), default="default")
     device: Mapped[str] = mapped_column(String(63), default="")
     uses_left: Mapped[int] = mapped_column(default=1)
+    expires: Mapped[datetime]
+    approve: Mapped[str] = mapped_column(String(9), default="")
+
+
+class PendingClaim(Table):
+    """A claim that waits for an operator, or whose answer waits for the device. `state`: pending, accepted, rejected.
+
+    The device asks with its ticket, of which the SHA-256 is kept; `certificate` (PEM) is there once it was accepted.
+    """
+
+    __tablename__ = "pending_claim"
+    device: Mapped[str] = mapped_column(String(63), primary_key=True)
+    profile: Mapped[str] = mapped_column(String(63))
+    group: Mapped[str] = mapped_column("group_name", String(63))
+    csr: Mapped[str] = mapped_column(Text)
+    ticket_sha256: Mapped[str] = mapped_column(String(64))
+    state: Mapped[str] = mapped_column(String(8), default="pending")
+    certificate: Mapped[str] = mapped_column(Text, default="")
+    asked_at: Mapped[datetime]
+    expires: Mapped[datetime]
+
+
+class IssuedCertificate(Table):
+    """A certificate that the device CA has signed and that has not ended: all of a device's are revoked with it."""
+
+    __tablename__ = "issued_certificate"
+    serial: Mapped[str] = mapped_column(String(64), primary_key=True)
+    device: Mapped[str] = mapped_column(String(63), index=True)
+    issued_at: Mapped[datetime]
+    expires: Mapped[datetime]
+
+
+class RevokedCertificate(Table):
+    """A certificate that is no longer good although it has not ended: what the revocation list names."""
+
+    __tablename__ = "revoked_certificate"
+    serial: Mapped[str] = mapped_column(String(64), primary_key=True)
+    device: Mapped[str] = mapped_column(String(63), index=True)
+    expires: Mapped[datetime]
+    revoked_at: Mapped[datetime]
+
+
+class SpentNonce(Table):
+    """A nonce that has served: kept, as SHA-256, until it would have ended anyway."""
+
+    __tablename__ = "spent_nonce"
+    sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
+    device: Mapped[str] = mapped_column(String(63), index=True)
+    expires: Mapped[datetime]
+
+
+class DeviceToken(Table):
+    """A device's bearer token for HTTPS, as SHA-256."""
+
+    __tablename__ = "device_token"
+    sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
+    device: Mapped[str] = mapped_column(String(63), index=True)
     expires: Mapped[datetime]
 
 
@@ -125,10 +195,11 @@ class Build(Table):
 
 
 class Release(Table):
-    """One model version with its artifact for each profile. `payload` is the unsigned targets metadata to sign.
+    """One model version with its artifact for each profile.
 
-    `state`: staged (signatures missing), live (threshold met, published), revoked. `choices` says by profile which of
-    two builds the first devices chose, and why; profiles with one build are not in it.
+    `state`: staged (signatures missing), live (threshold met, published), revoked. `role` is the TUF role that signs
+    it: `targets`, offline, or `automatic-MODEL`, online. `choices` says by profile which of two builds the first
+    devices chose, and why; profiles with one build are not in it.
     """
 
     __tablename__ = "release"
@@ -136,10 +207,19 @@ class Release(Table):
     model: Mapped[str] = mapped_column(String(63))
     version: Mapped[int]
     state: Mapped[str] = mapped_column(String(8))
-    payload: Mapped[bytes] = mapped_column(LargeBinary)
+    role: Mapped[str] = mapped_column(String(80), default="targets")
     created_at: Mapped[datetime]
     live_at: Mapped[datetime | None]
     choices: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    revoked_at: Mapped[datetime | None]
+
+
+class ModelPolicy(Table):
+    """Who signs the releases of a model: `manual`, the offline keys (the default), or `automatic`, an online key."""
+
+    __tablename__ = "model_policy"
+    model: Mapped[str] = mapped_column(String(63), primary_key=True)
+    policy: Mapped[str] = mapped_column(String(9))
 
 
 class Rollout(Table):
@@ -169,6 +249,7 @@ class Wave(Table):
 class Deployment(Table):
     """One device's attempt. `state` is waiting (not assigned yet), then a lifecycle state as the device reports it.
 
+    It belongs to a wave of a rollout, or it `replaces` a revoked release, whose name that is, and has no rollout.
     `measures` is the SHA-256 of the other build's manifest where the device measures that one too; `evidence` is what
     it said of both, with its signature, once that was verified.
     """
@@ -176,8 +257,9 @@ class Deployment(Table):
     __tablename__ = "deployment"
     __table_args__ = (Index("ix_deployment_rollout", "rollout", "wave"),)
     id: Mapped[str] = mapped_column(String(63), primary_key=True)
-    rollout: Mapped[int] = mapped_column(ForeignKey("rollout.id"))
-    wave: Mapped[int]
+    rollout: Mapped[int | None] = mapped_column(ForeignKey("rollout.id"))
+    wave: Mapped[int] = mapped_column(default=0)
+    replaces: Mapped[str] = mapped_column(String(63), default="")
     device: Mapped[str] = mapped_column(ForeignKey("device.name"), index=True)
     release: Mapped[str] = mapped_column(ForeignKey("release.name"))
     manifest: Mapped[str] = mapped_column(String(64))
@@ -201,8 +283,17 @@ class TufMetadata(Table):
     body: Mapped[bytes] = mapped_column(LargeBinary)
 
 
+class SealedArtifact(Table):
+    """The one sealed form of an artifact: its content key, and the blobs of its sealed files by file name."""
+
+    __tablename__ = "sealed_artifact"
+    manifest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    key: Mapped[bytes] = mapped_column(LargeBinary)
+    files: Mapped[dict[str, Any]] = mapped_column(default=dict)
+
+
 class Publication(Table):
-    """A blob whose chunks are retained on the broker; `bytes_sent` counts all payload bytes ever published for it."""
+    """A sealed blob whose chunks are retained on the broker; `bytes_sent` counts all bytes ever published for it."""
 
     __tablename__ = "publication"
     sha256: Mapped[str] = mapped_column(String(64), primary_key=True)

@@ -21,8 +21,8 @@ from control_plane.background import in_background
 from control_plane.broker import EmbeddedBroker, check_external
 from control_plane.database import open_database, readers, sessions
 from control_plane.home import Home, create_home, finish_home, held, open_home, write_secret
-from control_plane.keys import load_online, make_online_keys
 from control_plane.link import Outgoing
+from control_plane.online_keys import OnlineSigners, make_online_keys
 from control_plane.plane import Plane, utc_now
 from control_plane.settings import Settings, load_settings, save_settings
 from control_plane.store import Blobs
@@ -56,7 +56,7 @@ def open_plane(path: Path) -> Plane:
         sessions=sessions(engine),
         readers=readers(engine),
         blobs=Blobs(home.blobs),
-        signers=load_online(home.keys),
+        signers=OnlineSigners(home.keys),
         outgoing=Outgoing(),
     )
 

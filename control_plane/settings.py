@@ -12,6 +12,7 @@ from skerry.errors import Broken, Rejected
 from skerry.wire.topics import check_name
 
 EMBEDDED = "embedded"
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 # of the 64 characters of a certificate's common name, PROJECT.DEVICE, this leaves 31 to the device
 MAX_PROJECT = 32
 
@@ -23,7 +24,10 @@ class Settings:
     `host` and `port` are where devices and remote operators come in (HTTPS); `pages_port` is plain HTTP on 127.0.0.1.
     `broker` is `embedded` (on 127.0.0.1:`broker_port`) or `mqtt://HOST:PORT` or `mqtts://HOST:PORT`, whose CA
     certificates are in the file `broker_ca`; `broker_advertised`, where given, is the address that devices are told
-    instead. `upload_limit_bytes` caps the body of a request.
+    instead. `broker_folder` is what `skerry broker config` wrote, where the revocation list is kept current, and
+    `broker_reload` the command that makes the broker read it (where empty: SIGHUP to the process in its pid file);
+    `crl_url`, where given, stands in certificates for brokers that fetch the list from there (`GET /v1/crl` has it).
+    `upload_limit_bytes` caps the body of a request.
     """
 
     project: str
@@ -34,6 +38,9 @@ class Settings:
     broker_port: int = 1883
     broker_ca: str = ""
     broker_advertised: str = ""
+    broker_folder: str = ""
+    broker_reload: str = ""
+    crl_url: str = ""
     upload_limit_bytes: int = 256 << 20
 
     def __post_init__(self) -> None:
@@ -48,8 +55,15 @@ class Settings:
             raise Rejected(f"ports: expected different ones, got {', '.join(map(str, ports))}")
         if self.broker != EMBEDDED:
             _check_broker(self.broker, "broker")
+        if self.crl_url and urlsplit(self.crl_url).scheme not in ("http", "https"):
+            raise Rejected(f"crl_url: expected http://..., got {self.crl_url!r}")
         if self.broker_advertised:
             _check_broker(self.broker_advertised, "broker_advertised")
+            if self.embedded_broker and not self.broker_advertised.startswith("mqtt:"):
+                raise Rejected(
+                    "broker_advertised: expected mqtt:// on loopback for the embedded broker, which knows no "
+                    "identities behind TLS either, got mqtts://; see: skerry broker config"
+                )
 
     @property
     def embedded_broker(self) -> bool:
@@ -126,8 +140,9 @@ def _check_broker(url: str, name: str) -> None:
         port = parts.port
     except ValueError:
         port = None
+    # without the user and the password that may stand before the host
+    shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
     if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or not port:
-        # without the user and the password that may stand before the host
-        raise Rejected(
-            f"{name}: expected embedded, mqtt://HOST:PORT or mqtts://HOST:PORT, got {parts.scheme}://{parts.netloc.rpartition('@')[2]}"
-        )
+        raise Rejected(f"{name}: expected embedded, mqtt://HOST:PORT or mqtts://HOST:PORT, got {shown}")
+    if parts.scheme == "mqtt" and parts.hostname not in LOOPBACK:
+        raise Rejected(f"{name}: expected mqtts:// off this machine, got {shown} (no identity, and nothing secret)")

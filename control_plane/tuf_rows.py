@@ -51,16 +51,21 @@ def exists(session: Session, repository: str, name: str) -> bool:
 
 def roots(session: Session, repository: str) -> dict[str, bytes]:
     """Return all versions of the root by file name."""
-    rows = session.scalars(select(TufMetadata).where(TufMetadata.repository == repository))
-    return {row.name: row.body for row in rows if row.name.endswith(".root")}
+    rows = select(TufMetadata).where(TufMetadata.repository == repository, TufMetadata.name.endswith(".root"))
+    return {row.name: row.body for row in session.scalars(rows)}
 
 
 def newest_root(session: Session, repository: str) -> Root:
     """Return the newest root; raises `Unknown` before the ceremony."""
+    return parse(Root, newest_root_bytes(session, repository)).signed
+
+
+def newest_root_bytes(session: Session, repository: str) -> bytes:
+    """Return the newest root as published; raises `Unknown` before the ceremony."""
     bodies = roots(session, repository)
     if not bodies:
         raise Unknown(f"{repository} repository: expected a root, got none; hold the ceremony first: skerry keys init")
-    return max((parse(Root, body).signed for body in bodies.values()), key=lambda root: root.version)
+    return bodies[max(bodies, key=lambda name: int(name.partition(".")[0]))]
 
 
 def parse(kind: type[S], body: bytes) -> Metadata[S]:
@@ -76,26 +81,9 @@ def parse(kind: type[S], body: bytes) -> Metadata[S]:
     return metadata
 
 
-def check_root(body: bytes, *, online: Mapping[str, str], now: datetime) -> Root:
-    """Check a founding root: version 1, signed by its own threshold, alive, naming our key for each `online` role.
-
-    Raises:
-        Rejected: any of these does not hold.
-    """
-    metadata = parse(Root, body)
-    root = metadata.signed
-    verify(root, metadata)
-    if root.version != 1 or not root.consistent_snapshot:
-        raise Rejected(f"root: expected version 1 with consistent snapshots, got version {root.version}")
-    if root.is_expired(now):
-        raise Rejected(
-            f"root: expected one that is alive, got one that expired {root.expires:%Y-%m-%d}; check the clocks"
-        )
-    for role, keyid in online.items():
-        named = root.roles[role]
-        if named.keyids != [keyid] or named.threshold != 1:
-            raise Rejected(f"root: expected the key of this server for {role}, got another; hold the ceremony again")
-    return root
+def read_any(body: bytes) -> Metadata[Any]:
+    """Parse metadata of our own, of any type."""
+    return Metadata.from_bytes(body)
 
 
 def verify(root: Root, metadata: Metadata[S]) -> None:
@@ -106,9 +94,12 @@ def verify(root: Root, metadata: Metadata[S]) -> None:
         raise Rejected(f"{metadata.signed.type}: expected enough valid signatures, got: {error}") from error
 
 
-def snapshot_of(targets: Targets, *, version: int, expires: datetime) -> Snapshot:
-    """Return the snapshot that lists `targets`."""
-    return Snapshot(version=version, expires=expires, meta={"targets.json": MetaFile(targets.version)})
+def snapshot_of(
+    targets: Targets, *, version: int, expires: datetime, delegated: Mapping[str, int] | None = None
+) -> Snapshot:
+    """Return the snapshot that lists `targets`, and the versions of delegated roles."""
+    roles = {Targets.type: targets.version} | dict(delegated or {})
+    return Snapshot(version=version, expires=expires, meta={f"{role}.json": MetaFile(at) for role, at in roles.items()})
 
 
 def timestamp_of(snapshot: Snapshot, *, version: int, expires: datetime) -> Timestamp:
@@ -116,10 +107,11 @@ def timestamp_of(snapshot: Snapshot, *, version: int, expires: datetime) -> Time
     return Timestamp(version=version, expires=expires, snapshot_meta=MetaFile(snapshot.version))
 
 
-def sign(signed: Timestamp | Snapshot | Targets, signer: Signer) -> bytes:
-    """Return `signed` with the signature of an online key, as published."""
+def sign(signed: Timestamp | Snapshot | Targets, *signers: Signer) -> bytes:
+    """Return `signed` with the signatures of online keys, as published."""
     metadata: Metadata[Any] = Metadata(signed)
-    metadata.sign(signer)
+    for signer in signers:
+        metadata.sign(signer, append=True)
     return metadata.to_bytes()
 
 

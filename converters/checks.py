@@ -150,7 +150,7 @@ def _check_operators(used: Collection[str], profile: Profile) -> None:
 
 def _parse(data: bytes) -> Any:
     import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped] # no stubs among our dependencies
+    from google.protobuf.message import DecodeError
 
     try:
         model = onnx.ModelProto.FromString(data)

@@ -55,7 +55,11 @@ GROUPS = (
             messages.Answer,
         ),
     ),
-    ("Enrolment, over HTTPS", (messages.Anchor, messages.EnrolRequest, messages.Enrolled)),
+    ("Enrolment, over HTTPS", (messages.Anchor, messages.EnrolRequest, messages.Enrolled, messages.TicketRequest)),
+    (
+        "Proof of the device's key, over HTTPS",
+        (messages.NonceRequest, messages.Nonce, messages.RenewRequest, messages.TokenRequest, messages.Token),
+    ),
     (
         "Signed descriptions",
         (

@@ -15,6 +15,7 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
+from skerry.delivery import bundle
 from skerry.errors import Rejected, Unavailable
 
 MAX_ANSWER_BYTES = 64 << 20
@@ -82,8 +83,38 @@ class Client:
         return self._object("POST", "/v1/trust/init", json=body)
 
     def trust(self) -> dict[str, Json]:
-        """Return the versions and expiry of the metadata."""
+        """Return the versions, expiry and keys of the metadata, and the alarms."""
         return self._object("GET", "/v1/trust")
+
+    def trust_roots(self) -> dict[str, Json]:
+        """Return the newest roots and the published targets, as JSON text: what a rotation starts from."""
+        return self._object("GET", "/v1/trust/roots")
+
+    def next_online_key(self, role: str) -> dict[str, Json]:
+        """Make the next online key of a role (snapshot, timestamp, director); return its public half."""
+        return self._object("POST", f"/v1/trust/online-keys/{_segment(role)}")
+
+    def follow_roots(self, *, image_root: str = "", director_root: str = "", targets: str = "") -> dict[str, Json]:
+        """Hand in signed next roots, and the published targets where they were signed by new keys."""
+        body = {"image_root": image_root, "director_root": director_root, "targets": targets}
+        return self._object("POST", "/v1/trust/root", json=body)
+
+    def grant(self, model: str, *, days: int = 30) -> dict[str, Json]:
+        """Stage a grant to sign a model's releases online; return what is to be signed offline."""
+        return self._object("POST", f"/v1/trust/grants/{_segment(model)}", json={"days": days})
+
+    def withdraw_grant(self, model: str) -> dict[str, Json]:
+        """Stage the end of a model's grant; return what is to be signed offline."""
+        return self._object("DELETE", f"/v1/trust/grants/{_segment(model)}")
+
+    def renew_targets(self) -> dict[str, Json]:
+        """Stage the published targets with a new expiry; return what is to be signed offline."""
+        return self._object("POST", "/v1/trust/renewal")
+
+    def sign_staged(self, kind: str, name: str, *, keyid: str, sig: str) -> dict[str, Json]:
+        """Add one signature to a staged grant, withdrawal or renewal; the one that meets the threshold publishes it."""
+        path = f"/v1/trust/staged/{_segment(kind)}/{_segment(name)}/signatures"
+        return self._object("POST", path, json={"keyid": keyid, "sig": sig})
 
     # -- data, models, builds --
 
@@ -194,6 +225,27 @@ class Client:
         path = f"/v1/releases/{_segment(name)}/signatures"
         return self._object("POST", path, json={"keyid": keyid, "sig": sig})
 
+    def release_approval(self, name: str) -> dict[str, Json]:
+        """Return what of a release waits for signatures, as a file that can be signed without a network."""
+        return self._object("GET", f"/v1/releases/{_segment(name)}/approval")
+
+    def revoke_release(self, name: str) -> dict[str, Json]:
+        """Stage the revocation of a release, to be signed like one."""
+        return self._object("POST", f"/v1/releases/{_segment(name)}/revoke")
+
+    def release_document(self, name: str, *, profile: str, kind: str) -> dict[str, Json]:
+        """Return a document of a build as JSON: its bill of materials (`bom`) or its `provenance`."""
+        path = f"/v1/releases/{_segment(name)}/documents/{_segment(profile)}/{_segment(kind)}"
+        return self._object("GET", path)
+
+    def model_policy(self, model: str) -> dict[str, Json]:
+        """Return who signs the releases of a model."""
+        return self._object("GET", f"/v1/models/{_segment(model)}/policy")
+
+    def set_model_policy(self, model: str, policy: str) -> dict[str, Json]:
+        """Let the releases of a model be signed by the offline keys (`manual`) or online at once (`automatic`)."""
+        return self._object("PUT", f"/v1/models/{_segment(model)}/policy", json={"policy": policy})
+
     def create_rollout(self, release: str, waves: Sequence[Mapping[str, Json]]) -> dict[str, Json]:
         """Start a rollout; each wave has a name and one of devices, share or rest."""
         return self._object("POST", "/v1/rollouts", json={"release": release, "waves": [dict(wave) for wave in waves]})
@@ -210,6 +262,14 @@ class Client:
         """Cancel a rollout: no further device is assigned."""
         return self._object("POST", f"/v1/rollouts/{rollout}/cancel")
 
+    def create_bundle(self, device: str, release: str, *, request: str = "", days: int = 14) -> bytes:
+        """Assign a release to a device and return the offline bundle that installs it within so many days.
+
+        `request` is the text that `skerry-agent request` wrote, for the first install of a device.
+        """
+        body = {"device": device, "release": release, "request": request, "days": days}
+        return self._send("POST", "/v1/bundles", json=body, limit=bundle.MAX_BYTES).content
+
     def publications(self) -> list[Json]:
         """Return what the control plane sent to the broker, in bytes by release."""
         return self._list("GET", "/v1/publications")
@@ -217,11 +277,53 @@ class Client:
     # -- the fleet --
 
     def invite(
-        self, *, profile: str, name: str = "", group: str = "default", uses: int = 1, ttl_s: int = 86400
+        self,
+        *,
+        profile: str,
+        name: str = "",
+        group: str = "default",
+        uses: int = 1,
+        ttl_s: int = 86400,
+        approve: str = "",
     ) -> dict[str, Json]:
-        """Make a claim token; return its join string."""
-        body = {"profile": profile, "name": name, "group": group, "uses": uses, "ttl_s": ttl_s}
+        """Make a claim token; return its join string. `approve` is automatic, pending, or empty: the group's rule."""
+        body = {"profile": profile, "name": name, "group": group, "uses": uses, "ttl_s": ttl_s, "approve": approve}
         return self._object("POST", "/v1/devices/invite", json=body)
+
+    def claims(self) -> list[Json]:
+        """Return the devices that wait for an operator."""
+        return self._list("GET", "/v1/claims")
+
+    def accept(self, device: str) -> dict[str, Json]:
+        """Enrol a device that waits."""
+        return self._object("POST", f"/v1/claims/{_segment(device)}/accept")
+
+    def reject(self, device: str) -> dict[str, Json]:
+        """Turn a device that waits away."""
+        return self._object("POST", f"/v1/claims/{_segment(device)}/reject")
+
+    def create_device(self, name: str, *, profile: str, group: str = "default") -> dict[str, Json]:
+        """Name a device that is installed from a file."""
+        return self._object("POST", "/v1/devices", json={"name": name, "profile": profile, "group": group})
+
+    def revoke(self, device: str) -> dict[str, Json]:
+        """End a device's identity at once; return what was done."""
+        return self._object("POST", f"/v1/devices/{_segment(device)}/revoke")
+
+    def decommission(self, device: str, *, now: bool = False) -> dict[str, Json]:
+        """Order a device to wipe itself; with `now`, do not wait for it to say so."""
+        return self._object("POST", f"/v1/devices/{_segment(device)}/decommission", json={"now": now})
+
+    def groups(self) -> list[Json]:
+        """Return the groups that have a rule or a device."""
+        return self._list("GET", "/v1/groups")
+
+    def set_group(
+        self, name: str, *, approve: str | None = None, refuse_automatic: bool | None = None
+    ) -> dict[str, Json]:
+        """Set the rules of a group that are given."""
+        body = {"approve": approve, "refuse_automatic": refuse_automatic}
+        return self._object("PUT", f"/v1/groups/{_segment(name)}", json=body)
 
     def devices(self) -> list[Json]:
         """Return all devices."""
@@ -274,7 +376,7 @@ class Client:
         except ValueError as error:
             raise Unavailable(f"{self._url}{path}: expected a control plane, got an answer that is not JSON") from error
 
-    def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
+    def _send(self, method: str, path: str, *, limit: int = MAX_ANSWER_BYTES, **options: Any) -> httpx.Response:
         try:
             request = self._http.build_request(method, path, **options)
         except (TypeError, ValueError) as error:
@@ -285,8 +387,8 @@ class Client:
                 body = bytearray()
                 for piece in response.iter_bytes():
                     body += piece
-                    if len(body) > MAX_ANSWER_BYTES:
-                        raise Unavailable(f"{self._url}{path}: expected at most {MAX_ANSWER_BYTES} bytes, got more")
+                    if len(body) > limit:
+                        raise Unavailable(f"{self._url}{path}: expected at most {limit} bytes, got more")
         except httpx.HTTPError as error:
             raise Unavailable(
                 f"{self._url}: expected a control plane, got {error}; is `skerry-server run` up, and at this address?"

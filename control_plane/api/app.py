@@ -8,7 +8,8 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI
 
-from control_plane.api import enrol, operator, problems, trust
+from control_plane import trust_status
+from control_plane.api import crl, enrol, metadata, operator, problems, proof, trust
 from control_plane.api.context import PlaneDep
 from control_plane.link import refused_messages
 from control_plane.plane import Plane
@@ -44,7 +45,8 @@ def create_app(
     app.state.plane = plane
     problems.install(app)
     app.add_middleware(BodyLimit, limit=BODY_LIMIT_BYTES, upload_limit=plane.settings.upload_limit_bytes)
-    for router in (health, trust.router, enrol.router, operator.router, *routers):
+    own = (trust, metadata, enrol, proof, crl, operator)
+    for router in (health, *(module.router for module in own), *routers):
         app.include_router(router)
     return app
 
@@ -60,6 +62,7 @@ def get_health(plane: PlaneDep) -> dict[str, Any]:
         "project": plane.settings.project,
         "identity": plane.settings.identity,
         "ceremony": plane.home.anchor.exists(),
+        "alarms": trust_status.summary(plane),
         "broker": {
             "url": plane.settings.public_broker_url,
             "embedded": plane.settings.embedded_broker,

@@ -1,12 +1,14 @@
-"""Endpoints of devices: what they last said, the windows that they sent, and the account of their outboxes."""
+"""Endpoints of devices: what they last said, how they end, the windows that they sent, and their outboxes' account."""
 
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query
+from pydantic import BaseModel, ConfigDict
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from control_plane.api.context import Number, SessionDep
+from control_plane import enrolment, revocation
+from control_plane.api.context import Number, PlaneDep, SessionDep
 from control_plane.api.operator import require_operator
 from control_plane.api.rollouts import deployment_tree
 from control_plane.refusals import Unknown
@@ -14,6 +16,22 @@ from control_plane.schema import Build, Deployment, Device, Gap, OutboxMark, Win
 
 router = APIRouter(tags=["devices"], dependencies=[Depends(require_operator)])
 RECENT_DEPLOYMENTS = 20
+
+
+class OfflineBody(BaseModel):
+    """A device for installs from a file."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: str
+    profile: str
+    group: str = "default"
+
+
+class DecommissionBody(BaseModel):
+    """Whether to wait for the device's word."""
+
+    model_config = ConfigDict(extra="forbid")
+    now: bool = False
 
 
 @router.get("/v1/devices")
@@ -28,12 +46,32 @@ def get_device(name: str, session: SessionDep) -> dict[str, Any]:
     device = session.get(Device, name)
     if device is None:
         raise Unknown(f"device: expected one that is enrolled, got {name!r:.80}")
-    newest = Deployment.rollout.desc()
-    deployments = select(Deployment).where(Deployment.device == name).order_by(newest).limit(RECENT_DEPLOYMENTS)
+    # those that wait first, then the one assigned last
+    newest = (Deployment.assigned_at.is_(None).desc(), Deployment.assigned_at.desc())
+    deployments = select(Deployment).where(Deployment.device == name).order_by(*newest).limit(RECENT_DEPLOYMENTS)
     return {
         **_device_tree(device),
         "deployments": [deployment_tree(deployment) for deployment in session.scalars(deployments)],
     }
+
+
+@router.post("/v1/devices")
+def name_offline(body: OfflineBody, plane: PlaneDep, session: SessionDep) -> dict[str, Any]:
+    """Name a device that is installed from a file and may enrol later."""
+    device = enrolment.name_offline(plane, session, body.name, profile=body.profile, group=body.group)
+    return _device_tree(device)
+
+
+@router.post("/v1/devices/{name}/revoke")
+def revoke(name: str, plane: PlaneDep) -> dict[str, str]:
+    """End a device's identity at once, and its session with the broker."""
+    return {"device": name, "done": revocation.revoke(plane, name)}
+
+
+@router.post("/v1/devices/{name}/decommission")
+def decommission(name: str, body: DecommissionBody, plane: PlaneDep) -> dict[str, str]:
+    """Order a device to wipe itself."""
+    return {"device": name, "done": revocation.decommission(plane, name, now=body.now)}
 
 
 @router.get("/v1/windows")

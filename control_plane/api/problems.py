@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse
 from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
-from control_plane.refusals import Conflict, Forbidden, Unknown
+from control_plane.refusals import Conflict, Forbidden, TooMany, Unknown
 from skerry.errors import Rejected, SkerryError, Unavailable
 
 log = logging.getLogger(__name__)
@@ -18,6 +18,7 @@ _STATUS: tuple[tuple[type[SkerryError], int], ...] = (
     (Forbidden, 403),
     (Unknown, 404),
     (Conflict, 409),
+    (TooMany, 429),
     (Rejected, 422),
     (Unavailable, 503),
 )

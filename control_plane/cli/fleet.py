@@ -17,7 +17,29 @@ def add_verbs(nouns: Any) -> None:
     invite.add_argument("--group", default="default")
     invite.add_argument("--uses", type=int, default=1)
     invite.add_argument("--ttl", type=int, default=86400, metavar="SECONDS")
+    invite.add_argument("--approve", choices=("automatic", "pending"), default="", help="default: the group's rule")
     invite.set_defaults(run=_invite)
+
+    verbs.add_parser("pending", help="devices that wait to be accepted").set_defaults(run=_pending)
+    for verb, run, what in (("accept", _accept, "enrol a device that waits"), ("reject", _reject, "turn it away")):
+        decide = verbs.add_parser(verb, help=what)
+        decide.add_argument("device")
+        decide.set_defaults(run=run)
+
+    create = verbs.add_parser("create", help="name a device for installs from a file")
+    create.add_argument("device")
+    create.add_argument("--profile", required=True)
+    create.add_argument("--group", default="default")
+    create.set_defaults(run=_create)
+
+    revoke = verbs.add_parser("revoke", help="end a device's identity and its session, at once")
+    revoke.add_argument("device")
+    revoke.set_defaults(run=_revoke)
+
+    decommission = verbs.add_parser("decommission", help="order a device to wipe itself, then end its identity")
+    decommission.add_argument("device")
+    decommission.add_argument("--now", action="store_true", help="do not wait for the device: it is lost")
+    decommission.set_defaults(run=_decommission)
 
     verbs.add_parser("list", help="all devices").set_defaults(run=_list)
 
@@ -37,9 +59,50 @@ def add_verbs(nouns: Any) -> None:
 def _invite(options: argparse.Namespace, session: Session) -> None:
     with session.client() as client:
         invitation = client.invite(
-            profile=options.profile, name=options.name, group=options.group, uses=options.uses, ttl_s=options.ttl
+            profile=options.profile,
+            name=options.name,
+            group=options.group,
+            uses=options.uses,
+            ttl_s=options.ttl,
+            approve=options.approve,
         )
     session.show(invitation, invitation["join"])
+
+
+def _pending(options: argparse.Namespace, session: Session) -> None:
+    with session.client() as client:
+        claims = client.claims()
+    session.show(claims, table(claims, ("device", "profile", "group", "asked_at"), empty="no device waits"))
+
+
+def _accept(options: argparse.Namespace, session: Session) -> None:
+    with session.client() as client:
+        accepted = client.accept(options.device)
+    session.show(accepted, f"{accepted['device']} is enrolled; it collects its certificate when it asks again")
+
+
+def _reject(options: argparse.Namespace, session: Session) -> None:
+    with session.client() as client:
+        rejected = client.reject(options.device)
+    session.show(rejected, f"{rejected['device']} was rejected")
+
+
+def _create(options: argparse.Namespace, session: Session) -> None:
+    with session.client() as client:
+        device = client.create_device(options.device, profile=options.profile, group=options.group)
+    session.show(device, f"{device['name']} is named; next: skerry bundle create, or skerry device invite --name")
+
+
+def _revoke(options: argparse.Namespace, session: Session) -> None:
+    with session.client() as client:
+        revoked = client.revoke(options.device)
+    session.show(revoked, revoked["done"])
+
+
+def _decommission(options: argparse.Namespace, session: Session) -> None:
+    with session.client() as client:
+        answer = client.decommission(options.device, now=options.now)
+    session.show(answer, answer["done"])
 
 
 def _list(options: argparse.Namespace, session: Session) -> None:
@@ -80,6 +143,7 @@ def _health(options: argparse.Namespace, session: Session) -> None:
         health = client.health()
     shown = {key: value for key, value in health.items() if key != "broker"}
     shown["ceremony"] = "held" if health["ceremony"] else "not held yet; next: skerry keys init --out FOLDER"
+    shown["alarms"] = "; ".join(health["alarms"]) or "none"
     shown |= {f"broker {key}": value for key, value in health["broker"].items()}
     session.show(health, "\n".join(f"{key:17} {cell(value)}" for key, value in shown.items()))
 

@@ -46,6 +46,11 @@ def add_verbs(nouns: Any) -> None:
     show.add_argument("version", type=int)
     show.set_defaults(run=_show)
 
+    policy = verbs.add_parser("policy", help="who signs its releases: the offline keys, or a key that they granted")
+    policy.add_argument("model")
+    policy.add_argument("policy", nargs="?", choices=("manual", "automatic"), help="leave it out to see it")
+    policy.set_defaults(run=_policy)
+
     check = verbs.add_parser("check", help="is this file a model that the profile's runtime loads?")
     check.add_argument("file", type=Path)
     check.add_argument("--profile", required=True)
@@ -127,6 +132,15 @@ def _builds(model: dict[str, Any]) -> str:
     ]
     columns = ("profile", "gate", "candidate", "chosen", "size_bytes", "accuracy", "agreement", "why not")
     return table(rows, columns, empty="no builds yet: skerry model compile NAME VERSION --profile PROFILE")
+
+
+def _policy(options: argparse.Namespace, session: Session) -> None:
+    with session.client() as client:
+        if options.policy:
+            answer = client.set_model_policy(options.model, options.policy)
+        else:
+            answer = client.model_policy(options.model)
+    session.show(answer, f"releases of {options.model} are signed: {answer['policy']}")
 
 
 def _check(options: argparse.Namespace, session: Session) -> None:

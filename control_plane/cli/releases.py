@@ -1,12 +1,22 @@
 """`skerry release` and `skerry rollout`: what may run, and who gets it when."""
 
 import argparse
+import json
+import re
 import time
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from control_plane.cli.session import Session, table
+from control_plane.cli.session import Session, read_bytes, table
+from skerry.client import Client
 from skerry.errors import Rejected, Unavailable
+
+if TYPE_CHECKING:
+    from control_plane.approval import Approval, Shown
+
+# no release is named like this: names have no dot and no slash
+_FILE = re.compile(r".*[./].*")
 
 
 def add_verbs(nouns: Any) -> None:
@@ -18,13 +28,30 @@ def add_verbs(nouns: Any) -> None:
     create.add_argument("version", type=int)
     create.set_defaults(run=_create)
 
-    sign = verbs.add_parser("sign", help="approve a staged release with the offline targets keys")
-    sign.add_argument("release")
+    sign = verbs.add_parser("sign", help="approve a staged release or revocation with offline targets keys")
+    sign.add_argument("release", metavar="RELEASE|FILE", help="a file of `release export` is signed without a network")
     sign.add_argument("--keys", required=True, type=Path, metavar="FOLDER")
     sign.set_defaults(run=_sign)
 
-    show = verbs.add_parser("show", help="a release, and the builds that its first devices chose")
-    show.add_argument("release")
+    export = verbs.add_parser("export", help="write what waits for signatures to a file, to be signed elsewhere")
+    export.add_argument("release")
+    export.add_argument("--out", required=True, type=Path, metavar="FILE")
+    export.set_defaults(run=_export)
+
+    import_ = verbs.add_parser("import", help="hand in the signatures of a file that was exported and signed")
+    import_.add_argument("file", type=Path)
+    import_.set_defaults(run=_import)
+
+    revoke = verbs.add_parser("revoke", help="stage a revocation: nothing goes back to this release any more")
+    revoke.add_argument("release")
+    revoke.add_argument("--keys", type=Path, metavar="FOLDER", help="sign it at once")
+    revoke.set_defaults(run=_revoke)
+
+    show = verbs.add_parser("show", help="a release, or what a file of `release export` would change")
+    show.add_argument("release", metavar="RELEASE|FILE")
+    document = show.add_mutually_exclusive_group()
+    document.add_argument("--bom", metavar="PROFILE", help="the ML bill of materials (CycloneDX) of a build")
+    document.add_argument("--provenance", metavar="PROFILE", help="what a build was made from (in-toto, SLSA)")
     show.set_defaults(run=_show_release)
 
     verbs.add_parser("list", help="all releases").set_defaults(run=_list)
@@ -62,18 +89,142 @@ def add_verbs(nouns: Any) -> None:
 def _create(options: argparse.Namespace, session: Session) -> None:
     with session.client() as client:
         release = client.create_release(options.model, options.version)
-    session.show(release, f"staged {release['name']}; approve it: skerry release sign {release['name']} --keys FOLDER")
+    session.show(release, _standing(release))
 
 
 def _sign(options: argparse.Namespace, session: Session) -> None:
-    from control_plane.keys import sign_payload
+    if _FILE.fullmatch(options.release):
+        _sign_file(Path(options.release), options.keys, session)
+        return
+    with session.client() as client:
+        _sign_online(client, options.release, options.keys, session)
+
+
+def _sign_file(path: Path, keys: Path, session: Session) -> None:
+    from control_plane import approval
+    from skerry.delivery.durable import write_durably
+
+    waiting = approval.read(read_bytes(path, limit=approval.MAX_BYTES), str(path))
+    shown = approval.show(waiting, keys)
+    signed = approval.sign(waiting, keys, passphrase=session.passphrase(keys))
+    write_durably(path, approval.write(signed))
+    given = len(signed.signatures)
+    done = f"{path}: {given} of {signed.threshold} signatures"
+    enough = given >= signed.threshold
+    step = "hand it in: skerry release import FILE" if enough else "the next holder signs the same file"
+    answer = {"file": str(path), "changes": list(shown.lines), "checked": shown.checked, "signatures": given}
+    session.show(answer, f"{_shown(signed, shown)}\n{done}; {step}")
+
+
+def _sign_online(client: Client, name: str, keys: Path, session: Session) -> None:
+    from control_plane import approval
+    from skerry.wire.codec import from_tree
+
+    waiting = from_tree(approval.Approval, client.release_approval(name))
+    shown = approval.show(waiting, keys)
+    signed = approval.sign(waiting, keys, passphrase=session.passphrase(keys))
+    release = _hand_in(client, signed, given_before={each.keyid for each in waiting.signatures})
+    session.show(release, f"{_shown(signed, shown)}\n{_standing(release)}")
+
+
+def _hand_in(client: Client, signed: "Approval", *, given_before: Collection[str] = ()) -> dict[str, Any]:
+    release = client.release(signed.name)
+    for each in signed.signatures:
+        # the one that met the threshold was the last that could be given
+        if each.keyid not in given_before and release["waits"]:
+            release = client.add_signature(signed.name, keyid=each.keyid, sig=each.sig)
+    return release
+
+
+def _export(options: argparse.Namespace, session: Session) -> None:
+    from control_plane import approval
+    from skerry.delivery.durable import write_durably
+    from skerry.wire.codec import from_tree
 
     with session.client() as client:
-        payload = client.release_payload(options.release)
+        waiting = from_tree(approval.Approval, client.release_approval(options.release))
+    write_durably(options.out, approval.write(waiting))
+    step = f"skerry release sign {options.out} --keys FOLDER, then skerry release import {options.out}"
+    changes = "\n".join(f"  {line}" for line in waiting.publishes)
+    text = f"{waiting.kind} {waiting.name} is in {options.out}; next: {step}\n{changes}"
+    session.show({"file": str(options.out), "kind": waiting.kind, "changes": list(waiting.publishes)}, text)
+
+
+def _import(options: argparse.Namespace, session: Session) -> None:
+    from control_plane import approval
+
+    signed = approval.read(read_bytes(options.file, limit=approval.MAX_BYTES), str(options.file))
+    payload = approval.payload_of(signed)
+    if not signed.signatures:
+        raise Rejected(f"{options.file}: expected signatures, got none; first: skerry release sign FILE --keys FOLDER")
+    if signed.kind not in ("release", "revocation"):
+        raise Rejected(
+            f"{options.file}: expected a release or a revocation, got a {signed.kind}: skerry keys submit FILE"
+        )
+    with session.client() as client:
+        release = client.release(signed.name)
+        if release["waits"] != signed.kind:
+            state = f"waits for a {release['waits']}" if release["waits"] else f"is {release['state']}"
+            raise Rejected(f"{options.file}: expected {signed.name} to wait for a {signed.kind}, but it {state}")
+        if client.release_payload(signed.name) != payload:
+            raise Rejected(
+                f"{options.file}: expected what {signed.name} waits for now, got what another change has overtaken; "
+                "export and sign it again"
+            )
+        release = _hand_in(client, signed)
+    session.show(release, _standing(release))
+
+
+def _revoke(options: argparse.Namespace, session: Session) -> None:
+    with session.client() as client:
+        release = client.revoke_release(options.release)
+        if options.keys and release["waits"]:
+            _sign_online(client, options.release, options.keys, session)
+            return
+    session.show(release, _standing(release))
+
+
+def _show_release(options: argparse.Namespace, session: Session) -> None:
+    if _FILE.fullmatch(options.release):
+        from control_plane import approval
+
+        path = Path(options.release)
+        waiting = approval.read(read_bytes(path, limit=approval.MAX_BYTES), str(path))
+        shown = approval.show(waiting)
+        session.show({"changes": list(shown.lines), "signatures": len(waiting.signatures)}, _shown(waiting, shown))
+        return
+    kind, profile = ("bom", options.bom) if options.bom else ("provenance", options.provenance)
+    with session.client() as client:
+        if profile:
+            document = client.release_document(options.release, profile=profile, kind=kind)
+            session.show(document, json.dumps(document, indent=2, sort_keys=True))
+            return
         release = client.release(options.release)
-        for signature in sign_payload(options.keys, payload, passphrase=session.key_passphrase or None):
-            release = client.add_signature(options.release, keyid=signature["keyid"], sig=signature["sig"])
-    session.show(release, f"{release['name']}: {release['state']}")
+    session.show(release, "\n".join([_standing(release), *_choices(release)]))
+
+
+def _shown(waiting: "Approval", shown: "Shown") -> str:
+    head = f"{waiting.kind} {waiting.name} of project {waiting.project}"
+    doubt = (
+        ""
+        if shown.checked
+        else (
+            "\nwhat is published now could not be checked with the root keys at hand: all that will be listed is shown"
+        )
+    )
+    return "\n".join([head + doubt, *(f"  {line}" for line in shown.lines)])
+
+
+def _standing(release: dict[str, Any]) -> str:
+    text = f"{release['name']}: {release['state']}"
+    if release["profiles"]:
+        text += f", for {', '.join(release['profiles'])}"
+    if release["role"] != "targets":
+        text += f", signed online by {release['role']}"
+    if not release["waits"]:
+        return text
+    signed = f"its {release['waits']} has {len(release['signatures'])} of {release['threshold']} signatures"
+    return f"{text}; {signed}: skerry release sign {release['name']} --keys FOLDER"
 
 
 def _list(options: argparse.Namespace, session: Session) -> None:
@@ -81,16 +232,6 @@ def _list(options: argparse.Namespace, session: Session) -> None:
         releases = client.releases()
     columns = ("name", "model", "version", "state", "created_at")
     session.show(releases, table(releases, columns, empty="no releases yet: skerry release create MODEL VERSION"))
-
-
-def _show_release(options: argparse.Namespace, session: Session) -> None:
-    with session.client() as client:
-        release = client.release(options.release)
-    signed = (
-        f"{len(release['signatures'])} of {release['threshold']} signatures" if release["state"] == "staged" else ""
-    )
-    head = f"{release['name']}: {release['state']} {signed}".rstrip() + f"\nprofiles: {', '.join(release['profiles'])}"
-    session.show(release, "\n".join([head, *_choices(release)]))
 
 
 def _choices(shown: dict[str, Any]) -> list[str]:

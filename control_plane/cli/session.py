@@ -1,6 +1,8 @@
 """What every command has at hand: the client for the right server, and how to print an answer."""
 
+import getpass
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +45,27 @@ class Session:
 
         settings = load_settings(home)
         return Client(f"http://127.0.0.1:{settings.pages_port}", read_text(home / "operator.token").strip())
+
+    def passphrase(self, folder: Path) -> str | None:
+        """Return the passphrase of a key folder that needs one: of the environment, or asked for at a terminal."""
+        from control_plane.key_files import encrypted
+
+        if self.key_passphrase or not encrypted(folder):
+            return self.key_passphrase or None
+        return getpass.getpass(f"passphrase of {folder}: ") if sys.stdin.isatty() else None
+
+    def new_passphrase(self, folder: Path) -> str | None:
+        """Return the passphrase for new keys: of the environment, or asked for; without one they are not encrypted.
+
+        Raises:
+            Rejected: the second entry was another.
+        """
+        if self.key_passphrase or not sys.stdin.isatty():
+            return self.key_passphrase or None
+        chosen = getpass.getpass(f"passphrase for the new keys in {folder} (empty: they are not encrypted): ")
+        if chosen and getpass.getpass("again: ") != chosen:
+            raise Rejected("passphrase: expected the same twice, got another; begin again")
+        return chosen or None
 
     def show(self, answer: Any, text: str) -> None:
         """Print the answer as JSON where asked for, as the text otherwise."""

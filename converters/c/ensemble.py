@@ -58,7 +58,7 @@ class Ensemble:
 def read_trees(onnx_model: bytes) -> Ensemble:
     """Read the one tree ensemble of an ONNX model; raises `Rejected`, naming what is not known."""
     import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped] # no stubs among our dependencies
+    from google.protobuf.message import DecodeError
 
     try:
         model = onnx.ModelProto.FromString(onnx_model)

@@ -9,18 +9,22 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from skerry.delivery.chunks import Outcome, Progress, accept
+from skerry.delivery.chunks import Arrival, Outcome, Progress, accept
 from skerry.delivery.durable import write_durably
+from skerry.delivery.vault import Vault, keep, read_kept, stride
 from skerry.errors import Broken, Rejected
-from skerry.wire.manifest import CHUNK_BYTES, FileEntry
+from skerry.wire.manifest import FileEntry
 
 
 class PartialFile:
-    """The file named by `entry`, growing in `folder` under its digest."""
+    """The file named by `entry`, growing in `folder` under its digest; sealed where there is a vault."""
 
-    def __init__(self, folder: Path, entry: FileEntry) -> None:
-        self.path = folder / f"{entry.sha256}.part"
-        self._map = folder / f"{entry.sha256}.map"
+    def __init__(self, folder: Path, entry: FileEntry, vault: Vault | None = None) -> None:
+        # under another name: what is kept as it is and what is sealed are never taken for each other
+        name = f"{entry.sha256}.sealed" if vault else entry.sha256
+        self.path = folder / f"{name}.part"
+        self._map = folder / f"{name}.map"
+        self._vault = vault
         self.progress = Progress(entry)
         folder.mkdir(parents=True, exist_ok=True)
         if self._map.exists() and self.path.exists():
@@ -28,7 +32,7 @@ class PartialFile:
         if not self.path.exists():
             self.path.touch()
 
-    def add(self, chunks: Mapping[int, bytes]) -> dict[int, Outcome]:
+    def add(self, chunks: Mapping[int, Arrival]) -> dict[int, Outcome]:
         """Judge and keep the chunks of one window; what is kept is durable when this returns.
 
         Raises:
@@ -38,11 +42,11 @@ class PartialFile:
         progress = self.progress
         try:
             with self.path.open("r+b") as file:
-                for number, payload in chunks.items():
-                    progress, outcomes[number] = accept(progress, number, payload)
+                for number, arrival in chunks.items():
+                    progress, outcomes[number] = accept(progress, number, arrival)
                     if outcomes[number] is Outcome.STORED:
-                        file.seek(number * CHUNK_BYTES)
-                        file.write(payload)
+                        file.seek(number * stride(self._vault))
+                        file.write(keep(self._vault, arrival.data or b"", sha256=progress.entry.sha256, number=number))
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
@@ -53,7 +57,7 @@ class PartialFile:
     def finish(self) -> bytes:
         """Return the whole file once its own digest holds; raises `Rejected`, and starts anew, when it does not."""
         entry = self.progress.entry
-        data = self.path.read_bytes()
+        data = read_kept(self._vault, self.path, sha256=entry.sha256) or b""
         if len(data) != entry.length or hashlib.sha256(data).hexdigest() != entry.sha256:
             # every chunk was checked when it came: this is the disk, or chunk hashes that do not make the file
             self._save(Progress(entry, received=self.progress.received))

@@ -4,7 +4,7 @@
     seal      all files are in it: pending
     activate  the pointer names the pending slot (a trial)
     commit    the active slot is good
-    roll back the active slot is bad, the pointer names the other one if that is good, or nothing
+    roll back the active slot is bad, the pointer names the other one if that is good and not revoked, or nothing
 
 Every verb may be repeated after a power cut and ends in the same place. A slot is read only after its digests held.
 This module does not know where the files came from, nor when to do what (`agent.lifecycle`).
@@ -12,11 +12,13 @@ This module does not know where the files came from, nor when to do what (`agent
 
 import hashlib
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 
 from skerry.delivery.durable import sync_folder, write_durably
+from skerry.delivery.vault import Vault, keep_file, read_kept
 from skerry.errors import Broken, Rejected
 from skerry.wire import codec
 from skerry.wire.manifest import Manifest
@@ -36,12 +38,23 @@ class Mark(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One slot: its mark, the SHA-256 of the manifest in it, and which release and deployment brought it."""
+    """One slot: its mark, the SHA-256 of the manifest in it, and which release and deployment brought it.
+
+    `revoked` says that the image repository no longer lists the manifest: it is never rolled back to. `rest_key` is the
+    id of the key that its files are sealed with; empty where they are kept as they are.
+    """
 
     mark: str = Mark.EMPTY.value
     manifest: str = ""
     release: str = ""
     deployment: str = ""
+    revoked: bool = False
+    rest_key: str = ""
+
+    @property
+    def fit(self) -> bool:
+        """True when it ran, was committed, and is still a genuine release."""
+        return self.mark == Mark.GOOD.value and not self.revoked
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +76,11 @@ class Pointer:
 
 
 class Slots:
-    """The two slots in one folder; single writer."""
+    """The two slots in one folder; single writer. With a vault, what is staged from now on is kept sealed."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, vault: Vault | None = None) -> None:
         self._folder = folder
+        self.vault = vault
         self._file = folder / "pointer.json"
         self.pointer = Pointer()
         for name in NAMES:
@@ -95,7 +109,8 @@ class Slots:
         name = self._free_slot()
         if self.pointer.slot(name).mark == Mark.PENDING.value and self.pointer.slot(name).manifest == digest:
             return name
-        bad = Slot(mark=Mark.BAD.value, manifest=digest, release=release, deployment=deployment)
+        rest_key = self.vault.key_id if self.vault else ""
+        bad = Slot(mark=Mark.BAD.value, manifest=digest, release=release, deployment=deployment, rest_key=rest_key)
         self._save(self.pointer.with_slot(name, bad))
 
         folder = self.folder(name)
@@ -103,7 +118,7 @@ class Slots:
             shutil.rmtree(folder)
             folder.mkdir()
             for each, data in files.items():
-                write_durably(folder / each, data)
+                write_durably(folder / each, keep_file(self.vault, data))
             sync_folder(self._folder)
         except OSError as error:
             raise Broken(f"expected to write the slot {folder}, got: {error.strerror}; check the disk") from error
@@ -113,18 +128,34 @@ class Slots:
 
     def read(self, name: str) -> Manifest:
         """Return the manifest in a slot after checking every digest again; raises `Rejected` when one does not hold."""
-        folder = self.folder(name)
+        manifest = self.read_manifest(name)
+        for entry in manifest.files:
+            self.load(name, entry.name, sha256=entry.sha256)
+        return manifest
+
+    def read_manifest(self, name: str) -> Manifest:
+        """Return the manifest in a slot if its digest holds, whatever else is in it; raises as `load` does."""
+        return codec.decode(Manifest, self.load(name, MANIFEST, sha256=self.pointer.slot(name).manifest))
+
+    def load(self, name: str, file: str, *, sha256: str) -> bytes:
+        """Return a file of a slot.
+
+        Raises:
+            Rejected: it is gone, or no longer what was staged.
+            Broken: it is sealed with a key that is not here.
+        """
+        vault = self._vault_of(name)
         try:
-            data = (folder / MANIFEST).read_bytes()
-            if hashlib.sha256(data).hexdigest() != self.pointer.slot(name).manifest:
-                raise Rejected(f"slot {name}: expected the manifest that was staged, got another; assign it again")
-            manifest = codec.decode(Manifest, data)
-            for entry in manifest.files:
-                if _digest(folder / entry.name) != entry.sha256:
-                    raise Rejected(f"slot {name}: expected {entry.name} as signed, got other bytes; assign it again")
+            data = read_kept(vault, self.folder(name) / file, sha256=sha256)
         except OSError as error:
             raise Rejected(f"slot {name}: expected whole files, got: {error.strerror}; assign it again") from error
-        return manifest
+        if data is None or hashlib.sha256(data).hexdigest() != sha256:
+            raise Rejected(f"slot {name}: expected {file} as signed, got other bytes; assign it again")
+        return data
+
+    def source(self, name: str, file: str, *, sha256: str) -> Path | bytes:
+        """Return what a runtime is given: a file's path, or its bytes where it is sealed; raises as `load` does."""
+        return self.load(name, file, sha256=sha256) if self.pointer.slot(name).rest_key else self.folder(name) / file
 
     def activate(self) -> str:
         """Point at the pending slot and return its name; raises `Broken` when none is pending and none is on trial."""
@@ -152,23 +183,38 @@ class Slots:
             slot = pointer.slot(name)
             if manifest and slot.manifest == manifest and slot.mark != Mark.BAD.value:
                 pointer = pointer.with_slot(name, replace(slot, mark=Mark.BAD.value))
-        good = next((name for name in NAMES if pointer.slot(name).mark == Mark.GOOD.value), "")
+        good = next((name for name in NAMES if pointer.slot(name).fit), "")
         pointer = replace(pointer, active=good)
         if pointer != self.pointer:
             self._save(pointer)
         return pointer.slot(good) if good else Slot()
 
+    def note_standing(self, *, revoked: Collection[str], listed: Collection[str]) -> None:
+        """Keep which manifests were revoked, durably; one in neither keeps the standing that it had."""
+        pointer = self.pointer
+        for name in NAMES:
+            slot = pointer.slot(name)
+            if slot.manifest in revoked or slot.manifest in listed:
+                pointer = pointer.with_slot(name, replace(slot, revoked=slot.manifest in revoked))
+        if pointer != self.pointer:
+            self._save(pointer)
+
+    def _vault_of(self, name: str) -> Vault | None:
+        wanted = self.pointer.slot(name).rest_key
+        if not wanted:
+            return None
+        held = self.vault.key_id if self.vault else "none"
+        if held != wanted:
+            # not damage: nothing must be given up for it
+            raise Broken(f"slot {name}: expected the rest key {wanted}, got {held}; restore the rest_key_file")
+        return self.vault
+
     def _free_slot(self) -> str:
-        """Never the active one; while nothing is active, the one that is not good."""
+        """Never the active one; while nothing is active, one that could not be rolled back to."""
         if self.pointer.active:
             return NAMES[1 - NAMES.index(self.pointer.active)]
-        return next(name for name in NAMES if self.pointer.slot(name).mark != Mark.GOOD.value)
+        return next(name for name in NAMES if not self.pointer.slot(name).fit)
 
     def _save(self, pointer: Pointer) -> None:
         write_durably(self._file, codec.encode(pointer))
         self.pointer = pointer
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

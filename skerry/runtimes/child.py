@@ -12,10 +12,11 @@ package and nothing else of our environment.
 import contextlib
 import importlib
 import json
+import os
 import resource
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,7 +76,7 @@ class Raced:
 
 def run_in_child(
     runtime: str,
-    model: Path,
+    model: Path | bytes,
     inputs: "Mapping[str, np.ndarray[Any, Any]] | None" = None,
     *,
     starts: Sequence[int] = (0,),
@@ -84,14 +85,16 @@ def run_in_child(
 ) -> Ran | Refused:
     """Load a model in a child process and run it once for every row of `inputs` (by name, rows first).
 
-    Without inputs it is only loaded. `starts` are the rows, in order, that a fresh session begins with, the first among
-    them: a model with a state answers by what came before. `python` is the program to run it by; by default the one
-    that has the runtime.
+    A model that is given as bytes reaches the child in memory and is never on a disk. Without inputs it is only loaded.
+    `starts` are the rows, in order, that a fresh session begins with, the first among them: a model with a state
+    answers by what came before. `python` is the program to run it by; by default the one that has the runtime.
     Returns `Refused` with the reason when the runtime is missing, when the model is refused, crashes the runtime, or
     oversteps the limits.
     """
-    request = {"model": str(model.resolve()), "starts": list(starts)}
-    done = _ask(runtime, request, inputs, limits=limits or Limits(), python=python)
+    limits = limits or Limits()
+    with _named(model) as (path, descriptors):
+        request = {"model": path, "starts": list(starts)}
+        done = _ask(runtime, request, inputs, limits=limits, python=python, descriptors=descriptors)
     if isinstance(done, Refused):
         return done
     result, arrays = done
@@ -154,6 +157,21 @@ def race_in_child(
         return Refused(f"expected a result of the race, got none of {error}")
 
 
+@contextlib.contextmanager
+def _named(model: Path | bytes) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yield a path of a model for the child, and the descriptors that it needs for that."""
+    if isinstance(model, Path):
+        yield str(model.resolve()), ()
+        return
+    descriptor = os.memfd_create("model")
+    try:
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(model)
+        yield f"/dev/fd/{descriptor}", (descriptor,)
+    finally:
+        os.close(descriptor)
+
+
 def _ask(
     runtime: str,
     request: dict[str, Any],
@@ -161,6 +179,7 @@ def _ask(
     *,
     limits: Limits,
     python: str | None,
+    descriptors: tuple[int, ...] = (),
 ) -> "tuple[dict[str, Any], Arrays] | Refused":
     found = Found(python=python, version="") if python else find_runtime(runtime)
     if isinstance(found, Refused):
@@ -171,17 +190,20 @@ def _ask(
         (folder / "request.json").write_text(json.dumps(whole), encoding="utf-8")
         if inputs is not None:
             (folder / "inputs.npz").write_bytes(pack(inputs))
-        return _spawn(folder, limits, python=found.python) or _read_result(folder)
+        refused = _spawn(folder, limits, python=found.python, descriptors=descriptors)
+        return refused or _read_result(folder)
 
 
-def _spawn(folder: Path, limits: Limits, *, python: str) -> Refused | None:
+def _spawn(folder: Path, limits: Limits, *, python: str, descriptors: tuple[int, ...]) -> Refused | None:
     environment = {}
     if python != sys.executable:
         # another Python is lent this package by a link, and nothing that lies beside it
         (folder / "path").mkdir()
         (folder / "path" / "skerry").symlink_to(Path(skerry.__file__).resolve().parent)
         environment["PYTHONPATH"] = str(folder / "path")
-    failure = run_confined("skerry.runtimes.child", folder, limits, python=python, environment=environment)
+    failure = run_confined(
+        "skerry.runtimes.child", folder, limits, python=python, environment=environment, descriptors=descriptors
+    )
     if failure is None:
         return None
     if failure.timeout:

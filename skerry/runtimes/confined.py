@@ -46,8 +46,12 @@ def run_confined(
     *,
     python: str = sys.executable,
     environment: Mapping[str, str] | None = None,
+    descriptors: tuple[int, ...] = (),
 ) -> Failure | None:
-    """Run `python -m MODULE FOLDER` until it ends or its time is up; what it prints goes to `stderr` in the folder."""
+    """Run `python -m MODULE FOLDER` until it ends or its time is up; what it prints goes to `stderr` in the folder.
+
+    `descriptors` stay open in the child.
+    """
     # -P: the working folder is not searched for modules; one thread: a measurement is of one core
     command = [python, "-P", "-m", module, str(folder)]
     passed = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
@@ -61,6 +65,7 @@ def run_confined(
             stdout=stderr,
             stderr=stderr,
             start_new_session=True,
+            pass_fds=descriptors,
         )
         try:
             code = child.wait(timeout=limits.wall_s)

@@ -137,8 +137,8 @@ def probe_elsewhere(python: str) -> RuntimeInfo | Refused:
     return RuntimeInfo(runtime="tflite-runtime", version=done.stdout.strip()[:40])
 
 
-def open_session(runtime: str, path: Path, *, threads: int = 1) -> Described:
-    """Load a model into this process.
+def open_session(runtime: str, model: Path | bytes, *, threads: int = 1) -> Described:
+    """Load a model, a file or its bytes, into this process.
 
     Raises:
         Rejected: the file is missing, too long or not a model of this runtime; TFLite Micro is asked for, whose
@@ -148,7 +148,7 @@ def open_session(runtime: str, path: Path, *, threads: int = 1) -> Described:
     found = probe(runtime)
     if isinstance(found, Refused):
         raise Broken(found.reason)
-    data = read_model(path)
+    data = model if isinstance(model, bytes) else read_model(model)
     if runtime == "onnxruntime":
         from skerry.runtimes.onnx import OnnxSession
 

@@ -8,6 +8,9 @@ from typing import Any
 from skerry.errors import Rejected
 
 CHUNK_BYTES = 64 * 1024
+# what sealing adds to a chunk: a nonce of 12 bytes and a tag of 16 (`skerry.delivery.sealed`)
+SEALING_BYTES = 28
+SEALED_CHUNK_BYTES = CHUNK_BYTES + SEALING_BYTES
 MAX_FILES = 16
 MAX_FILE_BYTES = 1 << 30
 _SECOND = ".second"
@@ -95,6 +98,11 @@ def describe_file(name: str, data: bytes) -> FileEntry:
         hashlib.sha256(data[start : start + CHUNK_BYTES]).hexdigest() for start in range(0, len(data), CHUNK_BYTES)
     )
     return FileEntry(name=name, length=len(data), sha256=hashlib.sha256(data).hexdigest(), chunks=chunks)
+
+
+# a field of the delegation to `automatic-MODEL`, under the offline signatures: the moment when that grant ends, such as
+# 2026-01-31T12:00:00Z. TUF itself knows no end of a delegation, and ignores fields that it does not know.
+GRANTED_UNTIL = "x-skerry-until"
 
 
 def target_name(model: str, version: int, profile: str, file: str, *, second: bool = False) -> str:

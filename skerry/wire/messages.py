@@ -4,10 +4,14 @@ All are JSON (`skerry.wire.codec`) and carry `v`, the version of the wire. What 
 binary body of an outbox entry instead (`skerry.wire.report`).
 """
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
 VERSION = 1
+# the last `Reported.state` of a device that was told to wipe itself
+DECOMMISSIONED = "decommissioned"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +35,31 @@ class Assign:
 
 
 @dataclass(frozen=True, slots=True)
+class Content:
+    """How to come by an artifact's bytes, which are sealed wherever they are public.
+
+    `key` is the base64 of the artifact's content key, sealed to this device's own key; `files` maps the names of the
+    artifact's files, `manifest.json` among them, to the SHA-256 of their sealed form: its chunks are on `blob/THAT/N`.
+    """
+
+    key: str
+    files: dict[str, str]
+
+    def __post_init__(self) -> None:
+        for name, sha256 in self.files.items():
+            # it becomes a topic's level
+            if not _SHA256.fullmatch(sha256):
+                raise ValueError(f"expected a SHA-256 for {name!r:.80}, got {sha256!r:.80}")
+
+
+@dataclass(frozen=True, slots=True)
 class Terms:
     """What an assignment grants: the `custom` part of the one target in the director's targets metadata.
 
     `measure` is the path of the manifest of the profile's other build, and `measure_sha256` its digest, where the
-    device shall measure that one as well and say so in an `Evidence`.
+    device shall measure that one as well and say so in an `Evidence`; `measure_content` is how it comes by that one.
+    `enrolled` is empty but in an offline bundle that brings a device its certificate: then it is the SHA-256 of what
+    the bundle says of itself and of that answer, so that both are signed.
     """
 
     device: str
@@ -48,6 +72,9 @@ class Terms:
     trial_inferences: int = 20
     measure: str = ""
     measure_sha256: str = ""
+    content: Content | None = None
+    measure_content: Content | None = None
+    enrolled: str = ""
     v: int = VERSION
 
 
@@ -185,7 +212,9 @@ class Enrolled:
     """The answer to an enrolment: the name that the CA chose, a certificate (PEM) and where the broker is.
 
     `broker_ca` is empty where the broker speaks no TLS: the embedded one, on loopback alone. `architecture` and
-    `runtime` are those of the profile: the device checks them against itself before it keeps anything.
+    `runtime` are those of the profile: the device checks them against itself before it keeps anything. `state` is
+    enrolled; or pending while no operator has accepted the device: then there is no certificate, and `ticket` is what
+    it asks again with. `refuse_automatic` is the rule of the device's group.
     """
 
     project: str
@@ -195,6 +224,70 @@ class Enrolled:
     broker_ca: str = ""
     architecture: str = ""
     runtime: str = ""
+    state: str = "enrolled"
+    ticket: str = ""
+    refuse_automatic: bool = False
+    v: int = VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class TicketRequest:
+    """HTTPS `POST /v1/enrol/ticket`: asks again for a claim that was pending; the answer is an `Enrolled`."""
+
+    device: str
+    ticket: str
+    v: int = VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class NonceRequest:
+    """HTTPS `POST /v1/proof/nonce`: asks for a nonce to sign."""
+
+    device: str
+    v: int = VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class Nonce:
+    """The answer: a nonce for this device alone, good once and for `expires_s` seconds."""
+
+    nonce: str
+    expires_s: int
+    v: int = VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class RenewRequest:
+    """HTTPS `POST /v1/renew`: a signing request for the same key, signed (`skerry.wire.proof`, base64) by that key.
+
+    `certificate` is the present one (PEM), needed only by a server that enrolled the device before it kept its key.
+    The answer is an `Enrolled`.
+    """
+
+    device: str
+    nonce: str
+    csr: str
+    signature: str
+    certificate: str = ""
+    v: int = VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRequest:
+    """HTTPS `POST /v1/token`: the same proof buys a short token."""
+
+    device: str
+    nonce: str
+    signature: str
+    v: int = VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """The answer: a bearer token for HTTPS, good for `expires_s` seconds."""
+
+    token: str
+    expires_s: int
     v: int = VERSION
 
 

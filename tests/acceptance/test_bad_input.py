@@ -65,6 +65,40 @@ def test_a_server_with_another_root_is_refused_before_the_token_is_sent(plane: P
     plane.programs.run("skerry-agent", "init", join, "--profile", "x86-64-gateway", "--state", state, "--simulate")
 
 
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (("device", "accept", "nobody"), "skerry device pending"),
+        (("device", "reject", "nobody"), "skerry device pending"),
+        (("device", "revoke", "nobody"), "expected one that is enrolled"),
+        (("device", "decommission", "nobody"), "expected one that is enrolled"),
+        (("device", "create", "Über", "--profile", "x86-64-gateway"), "name: expected"),
+        (("device", "invite", "--profile", "x86-64-gateway", "--group", "Lab 1"), "group: expected"),
+        (("group", "set", "lab"), "--approve"),
+    ],
+)
+def test_a_verb_of_the_fleet_that_cannot_be_done_is_one_line(plane: Plane, command: tuple[str, ...], said: str) -> None:
+    code, line = refused("skerry", "--home", str(plane.programs.home), *command)
+    assert code == 2
+    assert said in line
+
+
+def test_a_device_that_nobody_accepts_goes_on_where_it_ended(plane: Plane, tmp_path: Path) -> None:
+    invited = plane.client.invite(profile="x86-64-gateway", name="acceptance-waits", approve="pending")
+    profile = ("--profile", "x86-64-gateway", "--simulate")
+    init = ("skerry-agent", "init", invited["join"], *profile, "--state", str(tmp_path / "state"), "--wait")
+    code, line = refused(*init, "0")
+    assert code == 3
+    assert "run the same command again" in line
+    assert invited["join"].partition("#")[2][:20] not in line
+    code, line = refused(*init, "nan")
+    assert (code, "--wait: expected" in line) == (2, True)
+    plane.client.accept("acceptance-waits")
+    plane.programs.run(*init, "0")
+    (device,) = [each for each in plane.client.devices() if each["name"] == "acceptance-waits"]
+    assert device["state"] == "enrolled"
+
+
 @pytest.mark.parametrize("profile", ["x86-64-gateway", "arm64-board", "cortex-m"])
 def test_a_file_that_is_not_a_model_is_refused(tmp_path: Path, profile: str) -> None:
     file = tmp_path / "holiday.jpg"

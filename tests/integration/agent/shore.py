@@ -26,13 +26,23 @@ from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import Metadata, Root, Snapshot, TargetFile, Targets, Timestamp
 
 from agent.identity import Identity, StateFolder
+from skerry.delivery.sealed import make_key, seal_file, seal_key
 from skerry.drift.reference import build_monitor
 from skerry.runtimes import open_session
 from skerry.runtimes.arrays import pack
 from skerry.wire import codec, topics
-from skerry.wire.manifest import CHUNK_BYTES, Manifest, TensorSpec, Tolerance, describe_file, other_build, target_name
-from skerry.wire.messages import Ack, Anchor, Assign, DeploymentEvent, Index, Outbox, Reported, Terms
+from skerry.wire.manifest import (
+    SEALED_CHUNK_BYTES,
+    Manifest,
+    TensorSpec,
+    Tolerance,
+    describe_file,
+    other_build,
+    target_name,
+)
+from skerry.wire.messages import Ack, Anchor, Assign, Content, DeploymentEvent, Index, Outbox, Reported, Terms
 from skerry.wire.report import WindowReport, decode_report
+from tests.device_keys import make_pair
 
 PROJECT = "watch"
 PROFILE = "gateway"
@@ -185,6 +195,10 @@ class Shore:
         self.acknowledging = True
         self.artifacts: dict[int, dict[str, bytes]] = {}
         self.seconds: dict[int, dict[str, bytes]] = {}
+        self.content_key = make_key()
+        self.public_keys: dict[str, str] = {}
+        self.sealed: dict[tuple[int, bool], dict[str, str]] = {}
+        self.sealed_files: dict[str, list[bytes]] = {}
         self._deployments = 0
         self._client = Client(CallbackAPIVersion.VERSION2, client_id="shore", protocol=MQTTv5)
         self._client.on_connect = lambda client, *_: client.subscribe([(each, 1) for each in topics.UP_FILTERS])
@@ -211,11 +225,15 @@ class Shore:
 
     def _list(self, version: int, *, is_second: bool, **options: Any) -> dict[str, bytes]:
         files = make_artifact(self.folder, version=version, **options)
+        self._sealed(version, is_second=is_second).clear()
         for name, data in files.items():
             path = target_name(MODEL, version, PROFILE, name, second=is_second)
             self.image.targets[path] = TargetFile.from_data(path, data, ["sha256"])
-            self.chunks(data)
+            self._sealed(version, is_second=is_second)[name] = self.chunks(data)
         return files
+
+    def _sealed(self, version: int, *, is_second: bool) -> dict[str, str]:
+        return self.sealed.setdefault((version, is_second), {})
 
     def publish_image(self) -> None:
         roles, version = self.image.publish(), self.image.version
@@ -225,13 +243,23 @@ class Shore:
         index = Index(root=1, timestamp=version, snapshot=version, targets=version)
         self.say(topics.tuf(PROJECT, "index"), codec.encode(index))
 
-    def chunks(self, data: bytes) -> None:
+    def chunks(self, data: bytes) -> str:
+        """Publish a file's sealed chunks, the same ones each time; return under which name."""
         digest = hashlib.sha256(data).hexdigest()
-        for number, start in enumerate(range(0, len(data), CHUNK_BYTES)):
-            self.say(topics.blob(digest, number), data[start : start + CHUNK_BYTES])
+        sealed = self.sealed_files.setdefault(digest, list(seal_file(self.content_key, data, sha256=digest)))
+        published = hashlib.sha256(b"".join(sealed)).hexdigest()
+        for number, chunk in enumerate(sealed):
+            self.say(topics.blob(published, number), chunk)
+        return published
 
     def spoil_chunk(self, data: bytes, number: int) -> None:
-        self.say(topics.blob(hashlib.sha256(data).hexdigest(), number), b"\0" * CHUNK_BYTES)
+        sealed = b"".join(self.sealed_files[hashlib.sha256(data).hexdigest()])
+        self.say(topics.blob(hashlib.sha256(sealed).hexdigest(), number), b"\0" * SEALED_CHUNK_BYTES)
+
+    def content(self, device: str, version: int, *, is_second: bool = False) -> Content:
+        """Return how a device comes by the bytes of a version."""
+        key = seal_key(self.content_key, self.public_keys[device], who=f"{PROJECT}.{device}")
+        return Content(key=key, files=self._sealed(version, is_second=is_second))
 
     def assign(
         self,
@@ -253,14 +281,16 @@ class Shore:
         path = target_name(MODEL, version, PROFILE, "manifest.json")
         if measure:
             other = hashlib.sha256(self.seconds[version]["manifest.json"]).hexdigest()
-            terms = {"measure": other_build(path), "measure_sha256": other, **terms}
+            content = self.content(device, version, is_second=True)
+            measured = {"measure": other_build(path), "measure_sha256": other, "measure_content": content}
+            terms = measured | terms
         given = Terms(
             device=names or device,
             counter=director.version + 1,
             issued="2026-01-01T00:00:00Z",
             deployment=deployment,
             release=f"{MODEL}-{version}",
-            **terms,
+            **({"content": self.content(device, version)} | terms),
         )
         target = TargetFile.from_data(path, manifest or self.artifacts[version]["manifest.json"], ["sha256"])
         target.unrecognized_fields["custom"] = asdict(given)
@@ -341,7 +371,8 @@ class Device:
         anchor = Anchor(
             project=PROJECT, image_root=shore.image.root, director_root=shore.director_keys.root, server_ca=""
         )
-        StateFolder(folder).keep(identity, anchor=codec.encode(anchor), key=b"", certificate="", broker_ca="")
+        key, shore.public_keys[name] = make_pair()
+        StateFolder(folder).keep(identity, anchor=codec.encode(anchor), key=key, certificate="", broker_ca="")
         (folder / "config.toml").write_text(
             "fetch_timeout_s = 1.0\nretry_s = 0.2\nretry_most_s = 1.0\nack_timeout_s = 1.0\nsave_rows = 5\n"
         )

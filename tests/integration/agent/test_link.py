@@ -45,6 +45,15 @@ def make_link() -> Iterator[Callable[..., Link]]:
         link.stop()
 
 
+def test_a_link_makes_another_connection_when_it_is_told_to(shore: Shore, make_link: Callable[..., Link]) -> None:
+    link = make_link(f"mqtt://127.0.0.1:{shore.port}")
+    wait_for(lambda: link.connected, why="a connection")
+
+    link.reconnect()
+
+    wait_for(lambda: link.connections == 2 and link.connected, why="another connection")
+
+
 def test_only_what_was_asked_for_is_fetched_and_what_is_missing_stays_missing(
     shore: Shore, make_link: Callable[..., Link]
 ) -> None:

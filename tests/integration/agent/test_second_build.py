@@ -7,7 +7,6 @@ import pytest
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from agent.enrol import make_key_and_request
 from skerry.wire import codec, topics
 from skerry.wire.evidence import Evidence, SignedEvidence, signed_bytes
 from tests.integration.agent.shore import Device, Shore, wait_for
@@ -20,10 +19,8 @@ SLOW, FAST = {"layers": 6}, {"layers": 0}
 
 @pytest.fixture
 def key(device: Device) -> ec.EllipticCurvePublicKey:
-    """Give the device a key of its own; return the public half."""
-    private, _ = make_key_and_request()
-    (device.folder / "device.key").write_bytes(private)
-    loaded = serialization.load_pem_private_key(private, None)
+    """Return the public half of the device's key."""
+    loaded = serialization.load_pem_private_key((device.folder / "device.key").read_bytes(), None)
     assert isinstance(loaded, ec.EllipticCurvePrivateKey)
     return loaded.public_key()
 
@@ -69,8 +66,7 @@ def test_a_missing_blob_of_the_other_build_stops_nothing_and_is_said(
     shore: Shore, device: Device, key: ec.EllipticCurvePublicKey
 ) -> None:
     shore.release(1, second=FAST | {"wrong_golden": True})
-    golden = shore.seconds[1]["golden.npz"]
-    shore.say(topics.blob(hashlib.sha256(golden).hexdigest(), 0), b"")
+    shore.say(topics.blob(shore.sealed[1, True]["golden.npz"], 0), b"")
     deployment = shore.assign(device.name, 1, measure=True)
     device.start()
 
@@ -91,16 +87,6 @@ def test_a_build_that_fails_its_golden_vectors_says_so_of_itself_and_of_the_othe
     evidence = said(shore, device)
     assert (evidence.assigned.golden, evidence.other.golden) == ("failed", "passed")
     assert "golden replay" in evidence.assigned.reason
-
-
-def test_a_device_that_cannot_sign_says_so_without_a_signature(shore: Shore, device: Device) -> None:
-    shore.release(1, second=FAST)
-    deployment = shore.assign(device.name, 1, measure=True)
-    device.start()
-
-    assert shore.ends(device.name, deployment, timeout_s=60).state == "committed"
-    (signed,) = wait_for(lambda: heard(shore, device), why="evidence")
-    assert signed.signature == ""
 
 
 def test_another_build_that_is_not_listed_is_refused_with_the_reason(shore: Shore, device: Device) -> None:

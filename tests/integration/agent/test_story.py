@@ -1,7 +1,10 @@
 """A device's story on a real broker: assigned, committed, counted, heard; and what goes wrong on the way."""
 
+import hashlib
 import json
+from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
@@ -24,7 +27,8 @@ def test_an_assigned_artifact_is_committed_and_its_windows_are_heard(shore: Shor
     assert end.state == "committed", end
     passed = [event.state for event in shore.states(device.name, deployment)]
     assert passed == ["assigned", "fetching", "verified", "staged", "replaying", "trial", "committed"]
-    assert end.bytes_received == sum(len(data) for data in shore.artifacts[1].values())
+    sealed = (shore.sealed_files[hashlib.sha256(data).hexdigest()] for data in shore.artifacts[1].values())
+    assert end.bytes_received == sum(len(chunk) for chunks in sealed for chunk in chunks)
     windows = wait_for(lambda: shore.windows(device.name)[2:] and shore.windows(device.name), why="three windows")
     assert [window.window for window in windows] == list(range(len(windows)))
     assert {window.rows for window in windows} == {window.labelled for window in windows} == {WINDOW_ROWS}
@@ -161,6 +165,49 @@ def test_a_spoilt_chunk_is_not_believed_and_a_mended_one_is(shore: Shore, device
     shore.chunks(model)
     again = shore.assign(device.name, 1)
     assert shore.ends(device.name, again).state == "committed"
+
+
+def test_a_content_key_of_another_device_fails_the_deployment_with_a_reason(
+    shore: Shore, device: Device, tmp_path: Path
+) -> None:
+    shore.release(1)
+    Device(shore, "gull", tmp_path / "gull", device.recording)
+    deployment = shore.assign(device.name, 1, content=shore.content("gull", 1))
+    device.start()
+
+    end = shore.ends(device.name, deployment)
+
+    assert end.state == "failed"
+    assert end.reason == (
+        f"content key: expected one sealed to the key of watch.{device.name}, got one that it does not open;"
+        " renew its certificate, then assign again"
+    )
+    assert shore.ends(device.name, shore.assign(device.name, 1)).state == "committed"
+
+
+def test_an_artifact_that_was_sealed_anew_is_fetched_by_the_assignment_that_says_so(
+    shore: Shore, device: Device
+) -> None:
+    """A server that was restored from a copy has lost the ciphertext, and seals the artifact once more."""
+    shore.release(1)
+    gone = dict.fromkeys(shore.artifacts[1], "0" * 64)
+    deployment = shore.assign(device.name, 1, content=replace(shore.content(device.name, 1), files=gone))
+    device.start()
+    wait_for(lambda: device.state() == "assigned", why="a device that waits for chunks")
+
+    shore._deployments -= 1  # the same deployment, signed anew
+    assert shore.assign(device.name, 1) == deployment
+
+    assert shore.ends(device.name, deployment).state == "committed"
+
+
+def test_an_assignment_without_a_content_key_fails_with_a_reason(shore: Shore, device: Device) -> None:
+    shore.release(1)
+    deployment = shore.assign(device.name, 1, content=None)
+    device.start()
+
+    end = shore.ends(device.name, deployment)
+    assert (end.state, end.reason.partition(",")[0]) == ("failed", "assignment: expected a content key")
 
 
 def test_an_older_version_is_refused_unless_it_is_a_rollback(shore: Shore, device: Device) -> None:

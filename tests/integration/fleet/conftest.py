@@ -20,12 +20,14 @@ from fastapi import FastAPI
 from control_plane import ceremony
 from control_plane.api.app import create_app
 from control_plane.assembly import job_runner, routers
-from control_plane.keys import describe_online, hold_ceremony, sign_payload
+from control_plane.keys import hold_ceremony, sign_payload
 from control_plane.link import Outgoing
+from control_plane.online_keys import describe_online
 from control_plane.plane import Plane
 from control_plane.schema import Device
 from control_plane.server import make_home, open_plane
 from control_plane.settings import Settings
+from tests.device_keys import PUBLIC
 
 LABELS = ("rest", "lift", "turn")
 STEPS, CHANNELS = 32, 2
@@ -91,6 +93,7 @@ class Coast:
                     certificate_expires=now + timedelta(days=30),
                     enrolled_at=now,
                     reported={},
+                    public_key=PUBLIC,
                 )
             )
 

@@ -16,8 +16,8 @@ from control_plane import schema
 from control_plane.api import app, events
 from control_plane.database import open_database, readers, sessions
 from control_plane.home import create_home
-from control_plane.keys import OnlineSigners
 from control_plane.link import Outgoing
+from control_plane.online_keys import OnlineSigners
 from control_plane.pages import routes
 from control_plane.plane import Plane
 from control_plane.settings import Settings
@@ -97,7 +97,7 @@ def fill(session: Session, now: datetime) -> None:
                 reported=reported,
             )
         )
-    session.add(schema.Release(name="watch-1", model="watch", version=1, state="live", payload=b"", created_at=now))
+    session.add(schema.Release(name="watch-1", model="watch", version=1, state="live", created_at=now))
     session.flush()
     session.add(schema.Rollout(id=1, release="watch-1", state="running", created_at=now))
     session.flush()

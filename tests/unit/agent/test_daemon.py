@@ -10,14 +10,15 @@ import pytest
 from paho.mqtt.client import Client, MQTTv5
 from paho.mqtt.enums import CallbackAPIVersion
 
-from agent.assignment import Inbox, gather
+from agent.assignment import Inbox
 from agent.config import Config
 from agent.daemon import Daemon
 from agent.identity import Identity, StateFolder
 from agent.link import Heard
+from agent.metadata import RetainedMetadata
 from skerry.errors import Broken, Unavailable
 from skerry.wire import codec, topics
-from skerry.wire.messages import Anchor, Assign
+from skerry.wire.messages import Anchor
 
 ANCHOR = Anchor(project="watch", image_root="{}", director_root="{}", server_ca="")
 IDENTITY = Identity(
@@ -100,16 +101,8 @@ class Broker:
 
 
 @pytest.mark.parametrize("index", [b"", b"garbage", b"[]"])
-def test_an_index_that_says_nothing_is_asked_for_again(tmp_path: Path, index: bytes) -> None:
-    payload = codec.encode(Assign(metadata={"targets": "{}"}))
+def test_an_index_that_says_nothing_is_asked_for_again(index: bytes) -> None:
+    source = RetainedMetadata(Broker(index), project="watch", timeout_s=1.0)
 
     with pytest.raises(Unavailable, match="image repository"):
-        gather(
-            Broker(index),
-            payload,
-            project="watch",
-            spool=tmp_path / "spool",
-            trust=tmp_path / "trust",
-            anchor_root="{}",
-            timeout_s=1.0,
-        )
+        source.fetch("image", "2.root.json", limit=1000)

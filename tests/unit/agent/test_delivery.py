@@ -8,16 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skerry.delivery.chunks import WINDOW, Outcome, Progress, Stall, Wanted, accept, next_window
+from skerry.delivery.chunks import WINDOW, Arrival, Outcome, Progress, Stall, Wanted, accept, next_window
 from skerry.delivery.durable import write_durably
 from skerry.delivery.partial import PartialFile
-from skerry.delivery.slots import MANIFEST, Mark, Slots
+from skerry.delivery.slots import MANIFEST, NAMES, Mark, Slots
 from skerry.errors import Broken, Rejected
 from skerry.wire import codec
 from skerry.wire.manifest import CHUNK_BYTES, FileEntry, Manifest, TensorSpec, describe_file
 
 DATA = os.urandom(5 * CHUNK_BYTES + 17)
 ENTRY = describe_file("model.onnx", DATA)
+PUBLISHED = {ENTRY.sha256: "f" * 64}
 
 
 def chunk(number: int) -> bytes:
@@ -25,7 +26,14 @@ def chunk(number: int) -> bytes:
     return DATA[number * CHUNK_BYTES : (number + 1) * CHUNK_BYTES]
 
 
-MOVES = st.lists(st.tuples(st.integers(-1, 7), st.sampled_from(["true", "false", "empty", "short"])), max_size=40)
+def arrived(data: bytes) -> Arrival:
+    """Return a chunk that came and opened."""
+    return Arrival(received=len(data), data=data)
+
+
+MOVES = st.lists(
+    st.tuples(st.integers(-1, 7), st.sampled_from(["true", "false", "empty", "short", "shut"])), max_size=40
+)
 
 
 @given(MOVES)
@@ -33,15 +41,16 @@ def test_any_order_of_any_chunks_ends_complete_or_resumable(moves: list[tuple[in
     progress = Progress(ENTRY)
     written: dict[int, bytes] = {}
     for number, how in moves:
-        payload = {"true": chunk(number), "false": b"\0" * CHUNK_BYTES, "empty": b"", "short": chunk(number)[:-1]}[how]
-        progress, outcome = accept(progress, number, payload)
+        payload = {"true": chunk(number), "false": b"\0" * CHUNK_BYTES, "short": chunk(number)[:-1]}.get(how, b"")
+        arrival = Arrival(received=CHUNK_BYTES, data=None) if how == "shut" else arrived(payload)
+        progress, outcome = accept(progress, number, arrival)
         if outcome is Outcome.STORED:
             assert number not in written
             written[number] = payload
 
     assert set(written) | set(progress.missing()) == set(range(6))
-    for wanted in next_window([progress]):
-        progress, outcome = accept(progress, wanted.number, chunk(wanted.number))
+    for wanted in next_window([progress], published=PUBLISHED):
+        progress, outcome = accept(progress, wanted.number, arrived(chunk(wanted.number)))
         assert outcome is Outcome.STORED
         written[wanted.number] = chunk(wanted.number)
     assert progress.complete
@@ -60,11 +69,13 @@ def test_a_window_asks_for_at_most_eight_chunks_and_never_for_one_that_is_held(l
         )
         for index, length in enumerate(lengths)
     ]
-    window = next_window(files)
+    published = {file.entry.sha256: f"{index + 100:064x}" for index, file in enumerate(files)}
+    window = next_window(files, published=published)
 
     assert len(window) == min(WINDOW, sum(len(file.missing()) for file in files))
     assert len({each.topic for each in window}) == len(window)
     assert not any(files[int(each.sha256, 16)].holds(each.number) for each in window)
+    assert all(published[each.sha256] in each.topic and each.sha256 not in each.topic for each in window)
 
 
 def test_windows_that_bring_nothing_are_told_apart() -> None:
@@ -76,11 +87,11 @@ def test_windows_that_bring_nothing_are_told_apart() -> None:
 
 
 def test_a_partial_file_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    PartialFile(tmp_path, ENTRY).add({0: chunk(0), 5: chunk(5), 2: b"lies"})
+    PartialFile(tmp_path, ENTRY).add({0: arrived(chunk(0)), 5: arrived(chunk(5)), 2: arrived(b"lies")})
 
     again = PartialFile(tmp_path, ENTRY)
     assert again.progress.missing() == (1, 2, 3, 4)
-    again.add({number: chunk(number) for number in (1, 2, 3, 4)})
+    again.add({number: arrived(chunk(number)) for number in (1, 2, 3, 4)})
 
     assert again.finish() == DATA
     assert again.progress.received == len(DATA) + len(b"lies")
@@ -88,7 +99,7 @@ def test_a_partial_file_goes_on_where_it_stopped(tmp_path: Path) -> None:
 
 def test_a_partial_file_that_the_disk_has_spoilt_starts_anew(tmp_path: Path) -> None:
     file = PartialFile(tmp_path, ENTRY)
-    file.add({number: chunk(number) for number in range(6)})
+    file.add({number: arrived(chunk(number)) for number in range(6)})
     file.path.write_bytes(b"?" + DATA[1:])
 
     with pytest.raises(Rejected, match="over the whole file"):
@@ -98,7 +109,7 @@ def test_a_partial_file_that_the_disk_has_spoilt_starts_anew(tmp_path: Path) -> 
 
 def test_a_bitmap_that_cannot_be_read_proves_nothing(tmp_path: Path) -> None:
     file = PartialFile(tmp_path, ENTRY)
-    file.add({0: chunk(0)})
+    file.add({0: arrived(chunk(0))})
     (tmp_path / f"{ENTRY.sha256}.map").write_bytes(b'{"have": "zz"}')
 
     assert PartialFile(tmp_path, ENTRY).progress.have == 0
@@ -198,6 +209,40 @@ def test_a_first_artifact_that_is_rolled_back_leaves_nothing_active(tmp_path: Pa
     assert slots.roll_back(digest).manifest == ""
     assert slots.active == ""
     assert install(slots, "v2")
+
+
+def test_what_was_revoked_is_never_rolled_back_to(tmp_path: Path) -> None:
+    slots = Slots(tmp_path)
+    first, second = install(slots, "v1"), install(slots, "v2")
+    slots.note_standing(revoked=[first], listed=[second])
+
+    for _ in range(2):  # once more after a power cut
+        slots = Slots(tmp_path)
+        assert slots.roll_back(second).manifest == ""
+        assert slots.active == ""
+    assert install(slots, "v3")
+    assert slots.pointer.slot(slots.active).fit
+
+
+def test_a_standing_that_nobody_could_look_up_stays_and_one_that_is_listed_again_is_good_again(tmp_path: Path) -> None:
+    slots = Slots(tmp_path)
+    first, second = install(slots, "v1"), install(slots, "v2")
+    slots.note_standing(revoked=[first, second], listed=[])
+    slots.note_standing(revoked=[], listed=[])
+    assert [slots.pointer.slot(name).revoked for name in NAMES] == [True, True]
+
+    slots.note_standing(revoked=[], listed=[first])
+    assert slots.roll_back(second).manifest == first
+
+
+def test_with_both_revoked_there_is_still_room_for_the_next(tmp_path: Path) -> None:
+    slots = Slots(tmp_path)
+    first, second = install(slots, "v1"), install(slots, "v2")
+    slots.note_standing(revoked=[first, second], listed=[])
+
+    slots.roll_back("neither")
+    assert slots.active == ""
+    assert install(slots, "v3")
 
 
 def test_a_damaged_slot_is_noticed_and_the_one_before_is_still_there(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agent.assignment import deployment_of
 from agent.config import Config, read_config
 from agent.golden import compare
 from agent.identity import StateFolder
@@ -347,8 +346,3 @@ def test_options_win_over_the_file_and_unknown_settings_are_named(tmp_path: Path
     (tmp_path / "config.toml").write_text("seed = 1979-05-27\n")
     with pytest.raises(Rejected, match="seed: expected int"):
         read_config(tmp_path, {})
-
-
-def test_an_assignment_that_cannot_be_read_names_no_deployment() -> None:
-    assert deployment_of(b'{"metadata": {"targets": "[1]"}}') == ""
-    assert deployment_of(b"\xff") == ""

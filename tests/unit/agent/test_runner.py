@@ -141,6 +141,17 @@ def test_a_power_cut_at_any_moment_ends_on_a_good_model(tmp_path: Path, moment: 
     assert world.said[-1] == ("d2", expected[0])
 
 
+def test_what_passed_its_trial_is_committed_before_the_next_assignment_is_looked_at(tmp_path: Path) -> None:
+    world = World(offered=[GRANT])
+    after = Grant(deployment="d3", release="strokes-3", manifest="newest")
+    world.cut = lambda moment: world.offered.append(after) if moment == "after activate" else None
+    runner = boot(tmp_path / "lifecycle.json", world)
+    while "d3" not in {deployment for deployment, _ in world.said}:
+        runner.turn(world)
+
+    assert (world.slot_good, runner.state.good.manifest) == ("new", "new")
+
+
 def test_a_missing_connection_is_waited_for(tmp_path: Path) -> None:
     world = World(offered=[GRANT], trouble={Effect.FETCH: [Unavailable("no answer")] * 20})
     settle(boot(tmp_path / "lifecycle.json", world), world)

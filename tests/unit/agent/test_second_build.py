@@ -11,21 +11,22 @@ import pytest
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-from tuf.api.metadata import TargetFile
 
+from agent.assignment import ask_child
 from agent.enrol import make_key_and_request
 from agent.identity import Identity
 from agent.lifecycle import Grant
+from agent.metadata import Bounds, HeldMetadata
+from agent.question import DIRECTOR, IMAGE, Question, Verdict
 from agent.second_build import Bench, Build, measure_both
 from agent.signature import sign
-from agent.trust import Verdict, judge
-from agent.trust_child import SpoolFetcher
 from skerry.errors import Broken, Rejected
 from skerry.wire import codec
 from skerry.wire.evidence import Evidence, signed_bytes
 from skerry.wire.manifest import Manifest, other_build, target_name
-from skerry.wire.messages import Anchor, Terms
-from tests.integration.agent.shore import Repository, make_artifact
+from skerry.wire.messages import Anchor, Content, Terms
+from tests.integration.agent.shore import make_artifact
+from tests.tuf_repository import TufRepository, now
 
 PATH = target_name("strokes", 1, "gateway", "manifest.json")
 OTHER = target_name("strokes", 1, "gateway", "manifest.json", second=True)
@@ -41,24 +42,19 @@ def test_the_two_builds_of_a_profile_name_each_other() -> None:
 def ask(folder: Path, *, listed: tuple[str, ...] = (PATH, OTHER), **terms: Any) -> Verdict:
     """Return the verdict on an assignment whose image repository lists these paths."""
     data = {PATH: b"manifest", OTHER: b"other manifest"}
-    image, director = Repository(), Repository()
-    image.targets = {path: TargetFile.from_data(path, data.get(path, b"else"), ["sha256"]) for path in listed}
-    target = TargetFile.from_data(PATH, data[PATH], ["sha256"])
-    given = Terms(device="watch-1", counter=1, issued="", deployment="d1", release="strokes-1", **terms)
-    target.unrecognized_fields["custom"] = asdict(given)
-    director.targets = {PATH: target}
-    for repository, name in ((image, "image"), (director, "director")):
-        place = folder / "spool" / name
-        place.mkdir(parents=True)
-        for role, text in repository.publish().items():
-            (place / f"{role}.json").write_text(text)
-    return judge(
-        anchor=Anchor(project="watch", image_root=image.root, director_root=director.root, server_ca=""),
-        device="watch-1",
-        image=SpoolFetcher(folder / "spool" / "image"),
-        director=SpoolFetcher(folder / "spool" / "director"),
-        folder=folder / "trust",
-    )
+    image, director = TufRepository(), TufRepository()
+    for path in listed:
+        image.add(path, data.get(path, b"else"))
+    issued = now().strftime("%Y-%m-%dT%H:%M:%SZ")
+    given = Terms(device="watch-1", counter=1, issued=issued, deployment="d1", release="strokes-1", **terms)
+    director.add(PATH, data[PATH], custom=asdict(given))
+    for repository in (image, director):
+        repository.publish()
+    anchor = Anchor(project="watch", image_root=image.root.decode(), director_root=director.root.decode(), server_ca="")
+    question = Question(anchor=anchor, device="watch-1", folder=str(folder / "trust"), clock=now().timestamp())
+    files = {(IMAGE, name): data for name, data in image.files.items()}
+    files |= {(DIRECTOR, name): data for name, data in director.files.items()}
+    return ask_child(question, HeldMetadata(files), bounds=Bounds())
 
 
 def test_a_build_to_measure_is_trusted_when_both_repositories_mean_it(tmp_path: Path) -> None:
@@ -168,6 +164,7 @@ def measure(bench: Bench, folder: Path, deployment: str) -> Evidence:
         measure=OTHER,
         measure_length=9,
         measure_sha256=SHA256,
+        measure_content=Content(key="", files={"manifest.json": SHA256}),
     )
     signed = measure_both(bench, grant, Build(manifest, folder / "none", b""), Rejected("golden replay: no"))
     key = serialization.load_pem_private_key(bench.key.read_bytes(), None)
@@ -184,6 +181,14 @@ def test_what_cannot_be_fetched_is_said_and_nothing_is_left(bench: Bench, tmp_pa
     assert (evidence.assigned.golden, evidence.other.golden, evidence.races) == ("failed", "not run", ())
     assert (evidence.device, evidence.deployment, evidence.simulated) == ("watch-1", "d1", True)
     assert not (bench.folder / "files").exists()
+
+
+def test_a_device_that_cannot_sign_says_so_without_a_signature(bench: Bench, tmp_path: Path) -> None:
+    bench.key.unlink()
+    manifest = codec.decode(Manifest, make_artifact(tmp_path, version=1)["manifest.json"])
+    grant = Grant(deployment="d1", release="strokes-1", manifest="a" * 64, measure=OTHER, measure_sha256=SHA256)
+
+    assert measure_both(bench, grant, Build(manifest, tmp_path / "none", b""), Rejected("no")).signature == ""
 
 
 def test_a_device_that_restarted_meanwhile_does_not_try_again_in_that_deployment(bench: Bench, tmp_path: Path) -> None:

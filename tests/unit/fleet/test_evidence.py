@@ -38,7 +38,7 @@ def asked(plane: Plane) -> Plane:
         pem = KEY.public_key().public_bytes(serialization.Encoding.PEM, form).decode()
         session.get_one(Device, "gull").public_key = pem
         now = plane.clock()
-        session.add(Release(name="moves-1", model="moves", version=1, state="live", payload=b"", created_at=now))
+        session.add(Release(name="moves-1", model="moves", version=1, state="live", created_at=now))
         session.add(Rollout(id=1, release="moves-1", state="running", created_at=now))
         session.flush()
         for number, measures in ((1, "b" * 64), (2, "")):

@@ -161,9 +161,7 @@ def deployment(plane: Plane) -> str:
     """Return the id of a deployment of gull that is assigned."""
     now = plane.clock()
     with plane.sessions.begin() as session:
-        session.add(
-            Release(name="watch-1", model="watch", version=1, state="live", payload=b"", created_at=now, live_at=now)
-        )
+        session.add(Release(name="watch-1", model="watch", version=1, state="live", created_at=now, live_at=now))
         session.flush()
         session.add(Rollout(id=1, release="watch-1", state="running", created_at=now))
         session.flush()

@@ -162,7 +162,7 @@ def test_evidence_is_shown_as_powers_of_ten_with_its_tone(session: Session, now:
 def test_a_rollout_has_its_waves_in_order_and_counts_commits(session: Session, now: datetime, add_device: Add) -> None:
     add_device("a")
     add_device("b")
-    session.add(Release(name="watch-1", model="watch", version=1, state="live", payload=b"", created_at=now))
+    session.add(Release(name="watch-1", model="watch", version=1, state="live", created_at=now))
     session.flush()
     session.add(Rollout(id=1, release="watch-1", state="running", created_at=now - timedelta(seconds=70)))
     session.flush()

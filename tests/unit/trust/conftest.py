@@ -11,7 +11,8 @@ from tuf.api.exceptions import DownloadHTTPError
 from tuf.ngclient import FetcherInterface, Updater
 
 from control_plane import ceremony
-from control_plane.keys import describe_online, hold_ceremony
+from control_plane.keys import hold_ceremony
+from control_plane.online_keys import describe_online
 from control_plane.plane import Plane
 from control_plane.server import make_home, open_plane
 from control_plane.settings import Settings

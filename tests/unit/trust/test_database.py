@@ -27,6 +27,30 @@ def test_the_migrations_make_the_schema_of_the_code(plane: Plane) -> None:
     engine.dispose()
 
 
+def test_devices_of_before_keep_their_certificates_and_can_lose_them(tmp_path: Path) -> None:
+    from sqlalchemy import create_engine, text
+
+    engine = create_engine(f"sqlite:///{tmp_path / 'old.db'}")
+    config = alembic_config()
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        connection.execute(
+            text(
+                "INSERT INTO device (name, profile, group_name, state, certificate_serial, certificate_expires,"
+                " enrolled_at, online, reported, assign_counter)"
+                " VALUES ('old', 'p', 'g', 'enrolled', 'ab12', '2099-01-01', '2026-01-01', 0, '{}', 0)"
+            )
+        )
+        command.upgrade(config, "head")
+        issued = connection.execute(text("SELECT serial, device, expires FROM issued_certificate")).one()
+        key = connection.execute(text("SELECT public_key FROM device")).scalar_one()
+    engine.dispose()
+
+    assert tuple(issued) == ("ab12", "old", "2099-01-01")
+    assert key == ""
+
+
 def test_writers_come_one_after_the_other(plane: Plane) -> None:
     with plane.sessions.begin() as session:
         now = plane.clock()

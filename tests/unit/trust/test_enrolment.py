@@ -106,11 +106,11 @@ def test_a_name_that_no_certificate_can_hold_is_refused_before_a_token_is_given_
 def test_the_advertised_broker_is_what_devices_are_told(founded: Plane, session: Session, csr: str) -> None:
     from dataclasses import replace
 
-    settings = replace(founded.settings, broker="mqtt://user:secret@10.0.0.1:1883")
+    settings = replace(founded.settings, broker="mqtts://user:secret@10.0.0.1:8883")
     plane = replace(founded, settings=settings)
     token = invite(plane, session, uses=2)
     request = EnrolRequest(token=token, csr=csr, profile=PROFILE)
 
-    assert enrolment.claim(plane, session, request).broker == "mqtt://10.0.0.1:1883"
-    relayed = replace(founded, settings=replace(settings, broker_advertised="mqtt://10.0.0.2:1884"))
-    assert enrolment.claim(relayed, session, request).broker == "mqtt://10.0.0.2:1884"
+    assert enrolment.claim(plane, session, request).broker == "mqtts://10.0.0.1:8883"
+    relayed = replace(founded, settings=replace(settings, broker_advertised="mqtts://10.0.0.2:8884"))
+    assert enrolment.claim(relayed, session, request).broker == "mqtts://10.0.0.2:8884"

@@ -6,18 +6,9 @@ from pathlib import Path
 import pytest
 from tuf.api.metadata import Metadata, Root
 
-from control_plane.keys import (
-    KeyEntry,
-    describe_online,
-    hold_ceremony,
-    load_online,
-    load_signer,
-    make_online_keys,
-    parse_payload,
-    read_keys,
-    sign_payload,
-    write_keys,
-)
+from control_plane.key_files import KeyEntry, load_signer, read_keys, write_keys
+from control_plane.keys import hold_ceremony, parse_payload, sign_payload
+from control_plane.online_keys import OnlineSigners, describe_online, make_online_keys
 from skerry.errors import Broken, Rejected
 
 
@@ -27,7 +18,7 @@ def online(tmp_path: Path) -> dict[str, object]:
     folder = tmp_path / "server"
     folder.mkdir()
     make_online_keys(folder)
-    return describe_online(load_online(folder), "watch")
+    return describe_online(OnlineSigners(folder), "watch")
 
 
 def root_of(made: dict[str, str], name: str) -> Root:

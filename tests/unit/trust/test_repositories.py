@@ -12,12 +12,14 @@ from tuf.api.metadata import Metadata, Targets
 from tuf.ngclient import Updater
 
 from control_plane import director, enrolment, image_repository, releases, tuf_rows
-from control_plane.keys import load_signer, read_keys, sign_payload
+from control_plane.key_files import load_signer, read_keys
+from control_plane.keys import sign_payload
 from control_plane.plane import Plane
-from control_plane.refusals import Conflict, Forbidden, Unknown
+from control_plane.refusals import Forbidden, Unknown
 from control_plane.schema import Build, Device, ModelVersion, Release
 from skerry.errors import Rejected
 from skerry.wire.messages import Assign, Terms
+from tests.device_keys import PUBLIC
 
 Look = Callable[..., Updater]
 DAY = timedelta(days=1)
@@ -45,7 +47,7 @@ def train(plane: Plane, session: Session, version: int, *, gate: str = "passed")
 
 def sign(plane: Plane, session: Session, keys: Path, name: str) -> Release:
     """Sign a staged release with as many keys as the threshold asks for."""
-    for each in sign_payload(keys, releases.get(session, name).payload):
+    for each in sign_payload(keys, releases.payload(session, name)):
         releases.add_signature(plane, session, name, keyid=each["keyid"], sig=each["sig"])
     return releases.get(session, name)
 
@@ -75,7 +77,14 @@ def enrol(session: Session, plane: Plane, name: str = "wearer-8") -> None:
     """Record a device."""
     now = plane.clock()
     session.add(
-        Device(name=name, profile="x86-64-gateway", certificate_serial="1", certificate_expires=now, enrolled_at=now)
+        Device(
+            name=name,
+            profile="x86-64-gateway",
+            certificate_serial="1",
+            certificate_expires=now,
+            enrolled_at=now,
+            public_key=PUBLIC,
+        )
     )
     session.flush()
 
@@ -110,7 +119,7 @@ def test_older_live_releases_stay_listed(founded: Plane, session: Session, keys:
 def test_a_release_is_not_live_below_the_threshold(founded: Plane, session: Session, keys: Path, device: Look) -> None:
     train(founded, session, 1)
     releases.stage(founded, session, model="gestures", version=1)
-    first, second = sign_payload(keys, releases.get(session, "gestures-1").payload)
+    first, second = sign_payload(keys, releases.payload(session, "gestures-1"))
 
     releases.add_signature(founded, session, "gestures-1", **first)
     releases.add_signature(founded, session, "gestures-1", **first)
@@ -124,8 +133,10 @@ def test_a_release_is_not_live_below_the_threshold(founded: Plane, session: Sess
 
 
 def test_a_late_signature_changes_nothing(founded: Plane, session: Session, keys: Path) -> None:
-    release(founded, session, keys, 1)
-    payload = releases.get(session, "gestures-1").payload
+    train(founded, session, 1)
+    releases.stage(founded, session, model="gestures", version=1)
+    payload = releases.payload(session, "gestures-1")
+    sign(founded, session, keys, "gestures-1")
     third = load_signer(keys, read_keys(keys).of("targets")[2]).sign(payload)
 
     answer = releases.add_signature(founded, session, "gestures-1", keyid=third.keyid, sig=third.signature)
@@ -136,7 +147,8 @@ def test_a_late_signature_changes_nothing(founded: Plane, session: Session, keys
 
 def test_a_signature_by_another_key_or_of_other_bytes_is_refused(founded: Plane, session: Session, keys: Path) -> None:
     train(founded, session, 1)
-    payload = releases.stage(founded, session, model="gestures", version=1).payload
+    releases.stage(founded, session, model="gestures", version=1)
+    payload = releases.payload(session, "gestures-1")
     (good, _) = sign_payload(keys, payload)
     root_key = load_signer(keys, read_keys(keys).of("root")[0])
 
@@ -153,16 +165,21 @@ def test_a_signature_by_another_key_or_of_other_bytes_is_refused(founded: Plane,
 def test_a_release_that_another_one_overtook_is_staged_again(founded: Plane, session: Session, keys: Path) -> None:
     train(founded, session, 1)
     releases.stage(founded, session, model="gestures", version=1)
+    stale = releases.payload(session, "gestures-1")
     release(founded, session, keys, 2)
 
-    with pytest.raises(Conflict, match="stage the release again"):
-        sign(founded, session, keys, "gestures-1")
-    session.rollback()
+    with pytest.raises(Forbidden, match="fetch the payload again"):
+        releases.add_signature(founded, session, "gestures-1", **sign_payload(keys, stale)[0])
+
+    # the bytes that were signed would list no gestures-2
+    assert sign(founded, session, keys, "gestures-1").state == "live"
+    assert {path.split("/")[2] for path in image_repository.targets(session).targets} == {"1", "2"}
 
 
 def test_staging_again_drops_the_signatures_of_the_old_payload(founded: Plane, session: Session, keys: Path) -> None:
     train(founded, session, 1)
-    payload = releases.stage(founded, session, model="gestures", version=1).payload
+    releases.stage(founded, session, model="gestures", version=1)
+    payload = releases.payload(session, "gestures-1")
     releases.add_signature(founded, session, "gestures-1", **sign_payload(keys, payload)[0])
 
     releases.stage(founded, session, model="gestures", version=1)
@@ -198,9 +215,9 @@ def test_an_updater_refuses_targets_that_the_offline_keys_did_not_sign(
     snapshot = tuf_rows.snapshot_of(forged, version=2, expires=founded.clock() + DAY)
     timestamp = tuf_rows.timestamp_of(snapshot, version=2, expires=founded.clock() + DAY)
     files = image_repository.files(session) | {
-        "2.targets": tuf_rows.sign(forged, founded.signers.snapshot),
-        "2.snapshot": tuf_rows.sign(snapshot, founded.signers.snapshot),
-        "timestamp": tuf_rows.sign(timestamp, founded.signers.timestamp),
+        "2.targets": tuf_rows.sign(forged, founded.signers.newest("snapshot")),
+        "2.snapshot": tuf_rows.sign(snapshot, founded.signers.newest("snapshot")),
+        "timestamp": tuf_rows.sign(timestamp, founded.signers.newest("timestamp")),
     }
 
     with pytest.raises(UnsignedMetadataError, match="targets was signed by 0/2 keys"):
@@ -209,7 +226,7 @@ def test_an_updater_refuses_targets_that_the_offline_keys_did_not_sign(
 
 def test_targets_that_the_threshold_did_not_sign_are_not_published(founded: Plane, session: Session) -> None:
     forged: Metadata[Targets] = Metadata(Targets(version=2, expires=founded.clock() + DAY))
-    forged.sign(founded.signers.snapshot)
+    forged.sign(founded.signers.newest("snapshot"))
 
     with pytest.raises(Rejected, match="enough valid signatures"):
         image_repository.publish_targets(session, founded.signers, forged, now=founded.clock())
@@ -232,7 +249,8 @@ def test_an_updater_refuses_a_repository_that_nobody_renewed(
     plane: Plane, keys: Path, clock: Any, device: Look
 ) -> None:
     from control_plane import ceremony
-    from control_plane.keys import describe_online, hold_ceremony
+    from control_plane.keys import hold_ceremony
+    from control_plane.online_keys import describe_online
 
     clock.turn(-2 * DAY)
     made = hold_ceremony(keys, describe_online(plane.signers, "watch"), now=clock())
@@ -339,7 +357,7 @@ def test_an_assignment_signed_by_another_key_is_refused(
     enrol(session, founded)
     assign = director.assign(founded, session, device="wearer-8", terms=terms(), target=path)
     targets = tuf_rows.parse(Targets, assign.metadata["targets"].encode()).signed
-    forged = Assign(assign.metadata | {"targets": tuf_rows.sign(targets, founded.signers.snapshot).decode()})
+    forged = Assign(assign.metadata | {"targets": tuf_rows.sign(targets, founded.signers.newest("snapshot")).decode()})
 
     with pytest.raises(UnsignedMetadataError, match="targets was signed by 0/1 keys"):
         directed(device, session, forged).refresh()

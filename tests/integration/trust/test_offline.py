@@ -1,0 +1,410 @@
+"""Offline installs: a stick to the server and back, a device that is adopted as it is, and hostile sticks."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.__main__ import main as agent
+from agent.runner import read_state
+from control_plane.cli.program import main as skerry
+from skerry.delivery.bundle import write_bundle
+from tests.integration.agent.shore import wait_for
+from tests.integration.trust.products import PROFILE, release, train
+
+
+@dataclass
+class World:
+    """A server with two releases; one device that is enrolled, one that never was; and their sticks."""
+
+    server: Any
+    folder: Path
+    anchor_sha256: str
+
+    def skerry(self, *arguments: str) -> int:
+        """Run the operators' command line."""
+        return skerry(["--home", str(self.server.home), *arguments])
+
+    def bundle(self, device: str, version: int, *more: str) -> Path:
+        """Write a bundle; return its file."""
+        out = self.folder / f"{device}-{version}-{len(list(self.folder.iterdir()))}.zip"
+        arguments = ["--device", device, "--release", f"strokes-{version}", "--out", str(out)]
+        assert self.skerry("bundle", "create", *arguments, *more) == 0
+        return out
+
+    def enrol(self, name: str) -> Path:
+        """Enrol a device over the network; return its state folder."""
+        join = self.server.post("/v1/devices/invite", {"profile": PROFILE, "name": name})["join"]
+        state = self.folder / name
+        assert agent(["init", join, "--profile", PROFILE, "--state", str(state), "--simulate"]) == 0
+        return state
+
+    def ask(self, name: str) -> tuple[Path, Path]:
+        """Name a device, and let it ask for a bundle; return its state folder and the request."""
+        assert self.skerry("device", "create", name, "--profile", PROFILE) == 0
+        state, request = self.folder / name, self.folder / f"{name}.request"
+        pinned = ["--anchor-sha256", self.anchor_sha256, "--profile", PROFILE, "--simulate"]
+        assert agent(["request", "--out", str(request), *pinned, "--state", str(state)]) == 0
+        return state, request
+
+
+@pytest.fixture(scope="module")
+def world(make_home: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """Run a server with two signed releases."""
+    folder = tmp_path_factory.mktemp("sticks")
+    server = make_home()
+    for version in (1, 2):
+        train(server.home, folder, version=version)
+    train(server.home, folder, version=3, wrong_golden=True)
+    server.start()
+    try:
+        anchor = server.hold_ceremony()["anchor_sha256"]
+        for version in (1, 2, 3):
+            release(server, version)
+        yield World(server, folder, anchor)
+    finally:
+        server.stop()
+
+
+def files(state: Path) -> dict[str, str]:
+    """Return everything in a state folder by the hash of its bytes."""
+    return {
+        str(path.relative_to(state)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(state.rglob("*"))
+        if path.is_file() and path.name != "lock"
+    }
+
+
+def install(state: Path, bundle: Path) -> int:
+    """Install a bundle."""
+    return agent(["install", str(bundle), "--state", str(state)])
+
+
+def committed(state: Path) -> str:
+    """Return which release is committed."""
+    return read_state(state / "lifecycle.json").good.release
+
+
+def test_a_device_that_was_never_online_is_installed_and_then_adopted(
+    world: World, capfd: pytest.CaptureFixture[str]
+) -> None:
+    state, request = world.ask("tern-1")
+    stick = world.bundle("tern-1", 1, "--request", str(request))
+    capfd.readouterr()
+
+    assert install(state, stick) == 0
+
+    shown = capfd.readouterr().out
+    assert shown.startswith("installed strokes-1 (manifest ")
+    assert shown.count("\n") == 1
+    assert committed(state) == "strokes-1"
+    before = {name: digest for name, digest in files(state).items() if name.startswith("slots/")}
+    device = world.server.get("/v1/devices/tern-1")
+    assert (device["state"], device["online"], device["assign_counter"]) == ("enrolled", False, 2)
+
+    # the day the network comes
+    command = [sys.executable, "-m", "agent", "run", "--state", str(state)]
+    with (state.parent / "tern-1.log").open("wb") as log:
+        process = subprocess.Popen(command, stderr=log)
+    try:
+        device = wait_for(
+            lambda: (
+                (now := world.server.get("/v1/devices/tern-1"))["online"]
+                and now["reported"]["release"] == "strokes-1"
+                and now["deployments"][0]["state"] == "committed"
+                and now
+            ),
+            why="the device to come home and say what it did",
+        )
+    finally:
+        process.terminate()
+        process.wait(20)
+    assert world.server.get(f"/v1/rollouts/{device['deployments'][0]['rollout']}")["state"] == "done"
+    assert {name: digest for name, digest in files(state).items() if name.startswith("slots/")} == before
+    assert len(device["deployments"]) == 1
+
+
+def test_an_enrolled_device_takes_a_bundle_and_an_older_one_is_a_replay(
+    world: World, capfd: pytest.CaptureFixture[str]
+) -> None:
+    state = world.enrol("gull-1")
+    first, second = world.bundle("gull-1", 1), world.bundle("gull-1", 2)
+
+    assert install(state, second) == 0
+    assert committed(state) == "strokes-2"
+    before = files(state)
+    capfd.readouterr()
+
+    assert install(state, first) == 2
+    said = capfd.readouterr().err
+    assert said.count("\n") == 1
+    assert "nothing was changed" in said
+    assert files(state) == before
+    assert install(state, second) == 0
+    assert committed(state) == "strokes-2"
+
+
+def test_a_release_that_fails_here_leaves_the_last_good_one(world: World, capfd: pytest.CaptureFixture[str]) -> None:
+    state = world.enrol("gull-2")
+    assert install(state, world.bundle("gull-2", 1)) == 0
+    capfd.readouterr()
+
+    assert install(state, world.bundle("gull-2", 3)) == 2
+
+    said = capfd.readouterr().err.splitlines()[-1]
+    assert "golden replay: expected probabilities within" in said
+    assert said.endswith("strokes-1 runs on")
+    assert committed(state) == "strokes-1"
+    # and the server may try again with another bundle
+    assert install(state, world.bundle("gull-2", 2)) == 0
+
+
+@pytest.fixture(scope="module")
+def sticks(world: World) -> dict[str, tuple[Path, Path]]:
+    """Return state folders and their bundles: of an enrolled device, and of one that has only asked."""
+    known = world.enrol("gull-3")
+    new, request = world.ask("tern-2")
+    other, _ = world.enrol("gull-4"), None
+    return {
+        "known": (known, world.bundle("gull-3", 1)),
+        "new": (new, world.bundle("tern-2", 1, "--request", str(request))),
+        "other": (other, world.bundle("gull-4", 1)),
+    }
+
+
+Change = Callable[[dict[str, bytes]], Mapping[str, bytes]]
+
+
+def replaced(name: str, old: bytes, new: bytes) -> Change:
+    """Change the bytes of a member."""
+
+    def change(members: dict[str, bytes]) -> dict[str, bytes]:
+        assert old in members[name]
+        return {**members, name: members[name].replace(old, new)}
+
+    return change
+
+
+def swapped_blobs(members: dict[str, bytes]) -> dict[str, bytes]:
+    """Give each sealed file the bytes of another."""
+    blobs = sorted(name for name in members if name.startswith("blob/"))
+    return members | {name: members[other] for name, other in zip(blobs, [*blobs[1:], blobs[0]], strict=True)}
+
+
+def without_a_blob(members: dict[str, bytes]) -> dict[str, bytes]:
+    """Leave the longest sealed file out."""
+    longest = max((name for name in members if name.startswith("blob/")), key=lambda name: len(members[name]))
+    return {name: data for name, data in members.items() if name != longest}
+
+
+def of_image(role: str, old: bytes, new: bytes) -> Change:
+    """Change a signed file of the image repository."""
+
+    def change(members: dict[str, bytes]) -> Mapping[str, bytes]:
+        (name,) = (each for each in members if each.startswith("tuf/") and each.endswith(role))
+        return replaced(name, old, new)(members)
+
+    return change
+
+
+def without(name: str) -> Change:
+    """Leave a member out."""
+
+    def change(members: dict[str, bytes]) -> dict[str, bytes]:
+        assert name in members
+        return {each: data for each, data in members.items() if each != name}
+
+    return change
+
+
+NAMES, KEPT, OTHERS = "expected names of a bundle", "nothing was changed", "names, got another"
+AUTOMATIC = b'"refuse_automatic":'
+CHANGES: dict[str, tuple[str, Change, str]] = {
+    "a blob that is another": ("known", swapped_blobs, "under the hash of its bytes"),
+    "a file that is missing": ("known", without_a_blob, "expected all files"),
+    "a member that leaves the folder": ("known", lambda m: m | {"../../etc/cron.d/x": b"x"}, NAMES),
+    "a member from the root": ("known", lambda m: m | {"/etc/passwd": b"x"}, NAMES),
+    "a document that is too long": ("known", lambda m: m | {"tuf/9.root": bytes(2 << 20)}, "expected at most"),
+    "too many members": ("known", lambda m: m | {f"tuf/x{n}": b"" for n in range(600)}, "members"),
+    "another device on it": ("known", replaced("bundle.json", b"gull-3", b"gull-4"), "expected one for watch.gull-3"),
+    "another format": ("known", replaced("bundle.json", b'"v":1', b'"v":2'), "expected skerry-bundle 1"),
+    "an assignment that was changed": ("known", replaced("assign.json", b"strokes-1", b"strokes-9"), KEPT),
+    "targets that were changed": ("known", of_image(".targets", b'"expires":"20', b'"expires":"21'), KEPT),
+    "a snapshot that was changed": ("known", of_image(".snapshot", b'"expires":"20', b'"expires":"21'), KEPT),
+    "a timestamp that was changed": ("known", of_image("timestamp", b'"expires":"20', b'"expires":"21'), KEPT),
+    "a timestamp that is missing": ("known", without("tuf/timestamp"), KEPT),
+    "no assignment": ("known", without("assign.json"), "expected assign.json in it"),
+    "an answer that was changed": ("new", replaced("enrolled.json", AUTOMATIC + b"false", AUTOMATIC + b"true"), OTHERS),
+    "a broker elsewhere": ("new", replaced("enrolled.json", b"mqtt://127.0.0.1", b"mqtt://10.0.0.1"), "broker"),
+    "another broker here": ("new", replaced("enrolled.json", b"mqtt://127.0.0.1", b"mqtt://localhost"), OTHERS),
+    "another server": ("new", replaced("bundle.json", b"https://", b"https://x"), OTHERS),
+    "another anchor": ("new", replaced("anchor.json", b"watch", b"wotch"), "was pinned here"),
+    "no certificate": ("new", without("enrolled.json"), "expected enrolled.json"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_hostile_stick_is_refused_in_one_line_and_changes_nothing(
+    sticks: dict[str, tuple[Path, Path]], tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str
+) -> None:
+    which, change, says = CHANGES[name]
+    state, stick = sticks[which]
+    with zipfile.ZipFile(stick) as archive:
+        members = {each: archive.read(each) for each in archive.namelist()}
+    hostile = tmp_path / "stick.zip"
+    with hostile.open("wb") as file:
+        write_bundle(file, change(members))
+
+    refuses(state, hostile, says, capfd)
+
+
+def refuses(state: Path, stick: Path, says: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """Install a stick that must be refused in one line, and leave no trace."""
+    before = files(state)
+    capfd.readouterr()
+
+    assert install(state, stick) == 2
+
+    said = capfd.readouterr()
+    assert (said.out, said.err.count("\n")) == ("", 1)
+    assert says in said.err
+    assert files(state) == before
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99, 0.9999])
+def test_a_stick_that_was_pulled_too_early_is_refused(
+    sticks: dict[str, tuple[Path, Path]], tmp_path: Path, capfd: pytest.CaptureFixture[str], share: float
+) -> None:
+    state, stick = sticks["known"]
+    data = stick.read_bytes()
+    (tmp_path / "cut").write_bytes(data[: int(len(data) * share)])
+
+    refuses(state, tmp_path / "cut", "copy it again", capfd)
+
+
+def test_a_damaged_byte_is_refused_wherever_it_is(
+    sticks: dict[str, tuple[Path, Path]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    state, stick = sticks["known"]
+    data = stick.read_bytes()
+    for place in range(100, len(data) - 64, len(data) // 12):
+        (tmp_path / "damaged").write_bytes(data[:place] + bytes([data[place] ^ 0x55]) + data[place + 1 :])
+        refuses(state, tmp_path / "damaged", "bundle: ", capfd)
+
+
+def test_a_zip_bomb_is_refused_unopened(
+    sticks: dict[str, tuple[Path, Path]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    state, stick = sticks["known"]
+    bomb = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(stick) as source, zipfile.ZipFile(bomb, "w") as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+        with target.open(zipfile.ZipInfo("blob/" + "0" * 64), "w", force_zip64=False) as member:
+            member._zinfo.compress_type = zipfile.ZIP_STORED  # type: ignore[attr-defined]
+            member.write(b"")
+        target.writestr("blob/" + "1" * 64, bytes(64 << 20), compress_type=zipfile.ZIP_DEFLATED)
+    assert bomb.stat().st_size < 2 << 20
+
+    refuses(state, bomb, "stored as it is", capfd)
+
+
+def test_a_member_twice_is_refused(
+    sticks: dict[str, tuple[Path, Path]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    state, stick = sticks["known"]
+    twice = tmp_path / "twice.zip"
+    shutil.copy(stick, twice)
+    with warnings.catch_warnings(), zipfile.ZipFile(twice, "a") as archive:
+        warnings.simplefilter("ignore")
+        archive.writestr("assign.json", b"{}")
+
+    refuses(state, twice, "each once", capfd)
+
+
+@pytest.mark.parametrize("which", ["known", "new"])
+def test_the_stick_of_another_device_is_refused(
+    sticks: dict[str, tuple[Path, Path]], capfd: pytest.CaptureFixture[str], which: str
+) -> None:
+    says = "expected one for watch.gull-3, got one for watch.gull-4" if which == "known" else "expected enrolled.json"
+    refuses(sticks[which][0], sticks["other"][1], says, capfd)
+
+
+def test_the_stick_of_another_newcomer_is_refused(
+    world: World, sticks: dict[str, tuple[Path, Path]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Everything in it is signed, for a device whose key we have not."""
+    _, request = world.ask("tern-3")
+    theirs = world.bundle("tern-3", 1, "--request", str(request))
+
+    refuses(sticks["new"][0], theirs, "watch.tern-3", capfd)
+
+
+def test_a_folder_that_has_asked_for_nothing_installs_nothing(
+    sticks: dict[str, tuple[Path, Path]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+
+    refuses(tmp_path / "empty", sticks["new"][1], "skerry-agent request", capfd)
+
+
+def test_asking_twice_asks_with_the_same_key(world: World) -> None:
+    state, request = world.ask("tern-4")
+    first = json.loads(request.read_text())["csr"]
+    pinned = ["--anchor-sha256", world.anchor_sha256, "--profile", PROFILE, "--simulate"]
+    assert agent(["request", "--out", str(request), *pinned, "--state", str(state)]) == 0
+
+    assert json.loads(request.read_text())["csr"] == first
+    assert (state / "device.key").stat().st_mode & 0o777 == 0o600
+    assert "PRIVATE" not in request.read_text()
+    stick = world.bundle("tern-4", 1, "--request", str(request))
+    again = world.bundle("tern-4", 1, "--request", str(request))
+    assert install(state, again) == 0
+    assert install(state, stick) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--device", "nobody", "--release", "strokes-1"), "expected one of `skerry device list`"),
+        (("--device", "gull-3", "--release", "strokes-7"), "release"),
+        (("--device", "gull-3", "--release", "strokes-1", "--days", "0"), "expected 1 to 90"),
+        (("--device", "gull-3", "--release", "strokes-1", "--request", "README.md"), "EnrolRequest"),
+    ],
+)
+def test_a_bundle_that_cannot_be_made_is_refused_with_a_reason(
+    world: World,
+    sticks: dict[str, tuple[Path, Path]],
+    capfd: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    says: str,
+) -> None:
+    out = world.folder / "never.zip"
+    capfd.readouterr()
+
+    assert world.skerry("bundle", "create", *arguments, "--out", str(out)) == 2
+
+    said = capfd.readouterr().err
+    assert said.count("\n") == 1
+    assert says in said
+    assert not out.exists()
+
+
+def test_another_device_cannot_be_certified_by_a_request(
+    world: World, sticks: dict[str, tuple[Path, Path]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    _, request = world.ask("tern-5")
+    out = world.folder / "never.zip"
+    arguments = ["--device", "gull-3", "--release", "strokes-1", "--out", str(out), "--request", str(request)]
+
+    assert world.skerry("bundle", "create", *arguments) == 2
+    assert "expected one that was named for offline installs" in capfd.readouterr().err
