@@ -13,6 +13,7 @@ import onnx
 
 from converters.onnx_graph import ancestors, canonical, constants_of, readers
 from converters.samples import Array
+from converters.tflite import sticky
 from skerry.errors import Rejected
 
 DENSE = ("Gemm", "MatMul")
@@ -29,11 +30,18 @@ QOPERATOR = (
 
 
 def static(
-    data: bytes, *, form: str, calibration: Mapping[str, Array], boundary: str, vnni: bool
+    data: bytes,
+    *,
+    form: str,
+    calibration: Mapping[str, Array],
+    boundary: str,
+    vnni: bool,
+    previous: bytes = b"",
 ) -> tuple[bytes, dict[str, str]]:
-    """Return the model quantised by calibration rows: `form` is `int8-qdq` or `int8-qoperator`."""
-    from onnxruntime import quantization
+    """Return the model quantised by calibration rows: `form` is `int8-qdq` or `int8-qoperator`.
 
+    `previous` is the file of the version before in the form `int8-qdq`, whose grids that form keeps where they fit.
+    """
     rows = _rows(data, calibration)
     prepared, optimised = _prepared(data, boundary)
     model = onnx.ModelProto.FromString(prepared)
@@ -50,6 +58,20 @@ def static(
         "optimised": str(optimised).lower(),
         "float": ", ".join(left) or "nothing",
     }
+    out = _quantised(model, rows, qdq=qdq, left=left, vnni=vnni, overrides={})
+    if qdq and previous:
+        overrides = _kept_grids(previous, out, model.graph)
+        model = onnx.ModelProto.FromString(prepared)
+        out = _quantised(model, rows, qdq=True, left=left, vnni=vnni, overrides=overrides)
+        recipe |= sticky.recipe_of(previous, out)
+    return _checked(out, what=form), recipe
+
+
+def _quantised(
+    model: Any, rows: Mapping[str, Array], *, qdq: bool, left: list[str], vnni: bool, overrides: dict[str, Any]
+) -> bytes:
+    from onnxruntime import quantization
+
     with _workspace() as folder:
         quantization.quantize_static(
             model,
@@ -62,9 +84,26 @@ def static(
             activation_type=quantization.QuantType.QInt8,
             weight_type=quantization.QuantType.QInt8,
             nodes_to_exclude=left,
+            extra_options={"TensorQuantOverrides": overrides} if overrides else None,
         )
-        out = canonical(onnx.load(folder / "out"))
-    return _checked(out, what=form), recipe
+        return canonical(onnx.load(folder / "out"))
+
+
+def _kept_grids(previous: bytes, made: bytes, graph: Any) -> dict[str, Any]:
+    """Return what the quantiser shall take from the version before, in its own form: by tensor, by channel."""
+    before = sticky.grids_of(previous)
+    tensors = {name for node in graph.node for name in (*node.input, *node.output)}
+    overrides = {}
+    for name, grid in sticky.grids_of(made).items():
+        kept = sticky.stick(before.get(name), grid)
+        if name not in tensors or kept == grid:
+            continue
+        zero = np.array(kept.zero_point, dtype=np.int8)
+        channels = [{"scale": np.array(scale, dtype=np.float32), "zero_point": zero} for scale in kept.scales]
+        if len(channels) > 1:
+            channels[0]["axis"] = kept.axis
+        overrides[name] = channels
+    return overrides
 
 
 def dynamic(data: bytes, *, boundary: str, vnni: bool) -> tuple[bytes, dict[str, str]]:

@@ -9,7 +9,7 @@ An operator without an integer kernel on LiteRT and TFLite Micro stays float, be
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from converters.samples import Array
 from converters.tflite.calibrate import Range, quantisation_of, rounded_up
 from converters.tflite.convert import simplify
 from converters.tflite.ir import NONE, Graph, Operator, Quantisation
+from converters.tflite.sticky import stick
 
 WEIGHTED = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 0, "TRANSPOSE_CONV": 0}
 """Operators with weights and a bias, and the axis of the weights that has a scale for each output."""
@@ -45,13 +46,15 @@ _INT32_MAX = (1 << 31) - 1
 class Plan:
     """What becomes integers: all operators, or those behind `starts` alone; `float_kinds` never do.
 
-    `covered` is the share of calibrated values at each side that the ranges between inputs and outputs take in.
+    `covered` is the share of calibrated values at each side that the ranges between inputs and outputs take in;
+    `previous` are the grids of the version before, by tensor name, that are kept where they fit.
     """
 
     starts: frozenset[int] | None
     float_kinds: frozenset[str] = frozenset()
     dense_per_channel: bool = True
     covered: float = 1.0
+    previous: Mapping[str, Quantisation] = field(default_factory=dict)
 
 
 def quantise(graph: Graph, ranges: Mapping[int, Range], plan: Plan) -> Graph:
@@ -78,13 +81,14 @@ def quantise_weights(graph: Graph, *, dense_per_channel: bool) -> Graph:
     return graph
 
 
-def symmetric(weights: Array, axis: int | None) -> tuple[Array, Quantisation]:
-    """Return weights as int8 with a scale per slice of `axis`, or one scale for None."""
+def symmetric(weights: Array, axis: int | None, previous: Quantisation | None = None) -> tuple[Array, Quantisation]:
+    """Return weights as int8 with a scale per slice of `axis`, or one scale for None; `previous` is kept if it fits."""
     others = tuple(each for each in range(weights.ndim) if each != axis)
     most = np.abs(weights).max(axis=others, keepdims=True).astype(np.float64)
     scales = np.where(most > 0, most / 127, 1.0).astype(np.float32)
-    integers = np.clip(np.rint(weights / scales), -127, 127).astype(np.int8)
-    return integers, Quantisation(tuple(float(each) for each in scales.reshape(-1)), 0, axis or 0)
+    grid = stick(previous, Quantisation(tuple(float(each) for each in scales.reshape(-1)), 0, axis or 0))
+    scales = np.asarray(grid.scales, dtype=np.float32).reshape(scales.shape)
+    return np.clip(np.rint(weights / scales), -127, 127).astype(np.int8), grid
 
 
 class _Quantising:
@@ -171,7 +175,12 @@ class _Quantising:
     def _calibrated(self, index: int) -> Quantisation:
         known = self.ranges.get(index)
         covered = 1.0 if index in self.unclipped else self.plan.covered
-        return Quantisation((1.0,), 0) if known is None else known.quantisation(covered)
+        if known is None:
+            return Quantisation((1.0,), 0)
+        return stick(self._previous(index), known.quantisation(covered))
+
+    def _previous(self, index: int) -> Quantisation | None:
+        return self.plan.previous.get(f"{self.old.tensors[index].name}/int8")
 
     def float_of(self, index: int) -> int:
         """Return the tensor of the new graph that holds an old one as it was."""
@@ -244,7 +253,7 @@ class _Quantising:
     def _product_operand(self, operator: Operator, index: int, same: Quantisation | None) -> int:
         tensor = self.old.tensors[index]
         if operator.kind == "BATCH_MATMUL" and tensor.data is not None:
-            integers, scale = symmetric(tensor.data, None)
+            integers, scale = symmetric(tensor.data, None, self._previous(index))
             return self.new.constant(f"{tensor.name}/int8", integers, quantisation=scale)
         return self.integer_of(index, same)
 
@@ -256,7 +265,7 @@ class _Quantising:
         bias = self.old.tensors[operator.inputs[place + 1 if place else 2]]
         dense = operator.kind == "FULLY_CONNECTED"
         axis = None if dense and not self.plan.dense_per_channel else WEIGHTED[operator.kind]
-        weights, addends, scale = _layer(kernel.data, bias.data, axis, scale_in)
+        weights, addends, scale = _layer(kernel.data, bias.data, axis, scale_in, self._previous(operator.inputs[1]))
         products = Quantisation(tuple(scale_in * each for each in scale.scales))
         new_kernel = self.new.constant(f"{kernel.name}/int8", weights, quantisation=scale)
         new_bias = self.new.constant(f"{bias.name}/int32", addends, quantisation=products)
@@ -266,11 +275,11 @@ class _Quantising:
 
 
 def _layer(
-    kernel: Array | None, bias: Array | None, axis: int | None, scale_in: float
+    kernel: Array | None, bias: Array | None, axis: int | None, scale_in: float, previous: Quantisation | None
 ) -> tuple[Array, Array, Quantisation]:
     """Return int8 weights and int32 biases; where a bias would not fit, its channel's scale grows until it does."""
     assert kernel is not None and bias is not None  # noqa: S101, PT018 -- the lowering makes both constants
-    weights, scale = symmetric(kernel, axis)
+    weights, scale = symmetric(kernel, axis, previous)
     least = np.abs(bias.astype(np.float64)) / (_INT32_MAX * scale_in)
     scales = np.asarray(scale.scales, dtype=np.float64)
     needed = np.full(1, least.max()) if len(scales) == 1 else least

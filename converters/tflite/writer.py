@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from converters.samples import Array
+from converters.tflite import sticky
 from converters.tflite.calibrate import COVERED, Range, calibrate, outputs_of
 from converters.tflite.convert import convert
 from converters.tflite.emit import emit
@@ -34,7 +35,12 @@ class OnnxSource(Protocol):
 
 
 def write_tflite(
-    source: OnnxSource, precision: str, *, calibration: Mapping[str, Array], dense_per_channel: bool = True
+    source: OnnxSource,
+    precision: str,
+    *,
+    calibration: Mapping[str, Array],
+    dense_per_channel: bool = True,
+    previous: bytes = b"",
 ) -> tuple[bytes, dict[str, str]]:
     """Write a source as TFLite; equal arguments give equal bytes. Returns the model and its recipe (every knob).
 
@@ -49,6 +55,8 @@ def write_tflite(
             the others.
         dense_per_channel: whether a dense layer has one weight scale for each output; runtimes from before 2024
             (`tflite-runtime`) know one scale alone.
+        previous: the file of the version before in the same precision, whose grids `int8` and `int8-hybrid` keep where
+            they fit; empty for none.
 
     Raises:
         Unsupported: the graph has an operator, a shape or a type without a TFLite form; the message names the node.
@@ -71,6 +79,7 @@ def write_tflite(
         starts=starts if hybrid else None,
         float_kinds=PROBABILITIES if hybrid else frozenset(),
         dense_per_channel=dense_per_channel,
+        previous=sticky.grids_of(previous) if previous else {},
     )
     integers, covered = _best(graph, ranges, plan, calibration)
     recipe |= {
@@ -81,7 +90,8 @@ def write_tflite(
     }
     if hybrid:
         recipe["boundary"] = boundary or ", ".join(graph.inputs)
-    return emit(integers), recipe | _steps(integers)
+    out = emit(integers)
+    return out, recipe | _steps(integers) | sticky.recipe_of(previous, out)
 
 
 def _best(graph: Graph, ranges: Mapping[int, Range], plan: Plan, rows: Mapping[str, Array]) -> tuple[Graph, float]:

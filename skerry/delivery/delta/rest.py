@@ -1,0 +1,95 @@
+"""What is left of two files when their tensors are taken out: diffed as plain bytes, by whichever way is smallest.
+
+Three ways are tried: packed without the source, zstd with the source as its prefix (patch-from), and matches with small
+differences, as bsdiff finds them, whose three streams are packed apart. Source: C. Percival, "Naive differences of
+executable code" (2003).
+"""
+
+from enum import IntEnum
+
+import numpy as np
+
+from skerry.delivery.delta.form import LEAST_PREFIX_BYTES, Cursor, number, pack, signed, unpack, unzstd_from, zstd_from
+from skerry.errors import Rejected
+
+MAX_REST_BYTES = 16 << 20
+_MAX_SUFFIX_SORTED = 8 << 20
+
+
+class Way(IntEnum):
+    """How the rest is written."""
+
+    PACKED = 0  # without the source
+    PREFIX = 1  # one zstd frame that refers to the source
+    MATCHES = 2  # copies with differences, and what is new between them
+
+
+def write_rest(source: bytes, target: bytes) -> bytes:
+    """Return `target` in terms of `source`: the way, and its streams."""
+    ways = [bytes([Way.PACKED]) + pack(target)]
+    if len(source) >= LEAST_PREFIX_BYTES and target:
+        frame = zstd_from(source, target)
+        ways.append(bytes([Way.PREFIX]) + number(len(target)) + number(len(frame)) + frame)
+        if max(len(source), len(target)) <= _MAX_SUFFIX_SORTED:
+            ways.append(bytes([Way.MATCHES]) + _matches(source, target))
+    return min(ways, key=len)
+
+
+def read_rest(cursor: Cursor, source: bytes, length: int) -> bytes:
+    """Return the `length` bytes of target that `write_rest` wrote; raises `Rejected`."""
+    code = cursor.take(1)[0]
+    if code not in tuple(Way):
+        raise Rejected(f"delta: expected a way of 0 to {max(Way)}, got {code}")
+    match Way(code):
+        case Way.PACKED:
+            target = unpack(cursor, most=length)
+        case Way.PREFIX if len(source) >= LEAST_PREFIX_BYTES:
+            count = cursor.number(length)
+            target = unzstd_from(source, cursor.take(cursor.number(cursor.left)), count)
+        case Way.MATCHES:
+            target = _follow(cursor, source, length)
+        case _:
+            raise Rejected(f"delta: expected a source of {LEAST_PREFIX_BYTES} bytes or more, got {len(source)}")
+    if len(target) != length:
+        raise Rejected(f"delta: expected {length} bytes beside the tensors, got {len(target)}")
+    return target
+
+
+def _matches(source: bytes, target: bytes) -> bytes:
+    import bsdiff4.core
+
+    control, difference, extra = bsdiff4.core.diff(source, target)
+    # bsdiff's whole numbers: eight bytes, the sign in the highest bit
+    words = np.frombuffer(control, dtype="<u8")
+    values = (words & np.uint64((1 << 63) - 1)).astype(np.int64) * np.where(words >> np.uint64(63), -1, 1)
+    steps = values.reshape(-1, 3).tolist()
+    streams = (
+        b"".join(number(copied) for copied, _, _ in steps),
+        b"".join(number(new) for _, new, _ in steps),
+        b"".join(signed(skipped) for _, _, skipped in steps),
+        difference,
+        extra,
+    )
+    return number(len(steps)) + b"".join(pack(stream) for stream in streams)
+
+
+def _follow(cursor: Cursor, source: bytes, length: int) -> bytes:
+    count = cursor.number(length + 1)
+    copies, news, skips = (Cursor(unpack(cursor, most=10 * count)) for _ in range(3))
+    difference = np.frombuffer(unpack(cursor, most=length), dtype=np.uint8)
+    extra = unpack(cursor, most=length)
+    old = np.frombuffer(source, dtype=np.uint8)
+    out: list[bytes] = []
+    at = differed = taken = 0
+    for _ in range(count):
+        copied, new, skipped = copies.number(length), news.number(length), skips.signed(len(source) + length)
+        near = difference[differed : differed + copied]
+        # as bspatch does: outside of the source there is nothing to add to
+        if not 0 <= at <= at + copied <= len(old) or len(near) != copied or taken + new > len(extra):
+            raise Rejected("delta: expected copies within the source, got one beyond it")
+        out.append((old[at : at + copied] + near).tobytes())
+        out.append(extra[taken : taken + new])
+        at, differed, taken = at + copied + skipped, differed + copied, taken + new
+        if at < 0 or differed + taken > length:
+            raise Rejected("delta: expected copies within the source, got one beyond it")
+    return b"".join(out)

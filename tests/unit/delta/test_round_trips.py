@@ -1,0 +1,131 @@
+"""Deltas of made-up tensors and files: whatever the encoder chooses, the decoder gives the target back to the byte."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from skerry.delivery.delta import Tensor, apply_delta, make_delta, rans, read_header
+from skerry.delivery.delta.form import Cursor
+from skerry.delivery.delta.residual import ALONE, WIDTHS, Op, hint_of, join, residual_of, restore, split, unsigned
+from skerry.delivery.delta.rest import read_rest, write_rest
+
+
+def applied(delta: bytes, source: bytes, folder: Path) -> bytes:
+    path, out = folder / "source", io.BytesIO()
+    path.write_bytes(source)
+    apply_delta(delta, path, out)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(("op", "width"), [(op, width) for op in Op if op is not Op.PREDICT for width in WIDTHS[op]])
+@given(data=st.data())
+def test_residuals_come_back_for_any_bits(op: Op, width: int, data: st.DataObject) -> None:
+    count = data.draw(st.integers(1, 40))
+    source = unsigned(data.draw(st.binary(min_size=count * width, max_size=count * width)), width)
+    target = unsigned(data.draw(st.binary(min_size=count * width, max_size=count * width)), width)
+    base = np.zeros_like(source) if op in ALONE else source
+    symbols, bits = split(op, residual_of(op, base, target))
+    assert symbols.dtype == np.uint8
+    assert hint_of(op, base).shape == base.shape
+    assert (restore(op, base, join(op, symbols, bits, width)) == target).all()
+
+
+@given(st.binary(min_size=1, max_size=20_000), st.integers(1, 5), st.randoms(use_true_random=False))
+@settings(max_examples=60)
+def test_symbols_come_back_under_any_contexts(data: bytes, groups: int, random: object) -> None:
+    symbols = np.frombuffer(data, dtype=np.uint8)
+    contexts = (np.arange(len(symbols)) * 7 % groups).astype(np.uint8)
+    counts = [np.bincount(symbols[contexts == group], minlength=256) for group in range(groups)]
+    tables = np.stack([rans.table_of(each if each.any() else np.eye(1, 256, dtype=np.int64)[0]) for each in counts])
+    assert (tables.sum(axis=1) == rans.TOTAL).all()
+    assert (rans.decode(rans.encode(symbols, contexts, tables), contexts, tables) == symbols).all()
+
+
+@given(st.binary(max_size=3000), st.binary(max_size=3000))
+@settings(max_examples=100)
+def test_the_rest_comes_back(source: bytes, target: bytes) -> None:
+    written = write_rest(source, target + source[len(source) // 3 :])
+    cursor = Cursor(written)
+    assert (
+        read_rest(cursor, source, len(target) + len(source) - len(source) // 3) == target + source[len(source) // 3 :]
+    )
+    assert cursor.left == 0
+
+
+def _weights(dtype: str, seed: int, count: int = 40_000) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    if dtype == "int8":
+        return np.clip(np.rint(random.normal(size=count) * 30), -127, 127).astype(np.int8)
+    return (random.normal(size=count) * 0.05).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8", "int32"])
+@pytest.mark.parametrize("change", ["none", "little", "all", "length"])
+def test_files_with_a_tensor_come_back(dtype: str, change: str, tmp_path: Path) -> None:
+    old = _weights(dtype, 1)
+    new = old.copy()
+    if change == "little":
+        new[::7] = new[::7] + np.asarray(1e-3 if dtype.startswith("float") else 1).astype(dtype)
+    elif change == "all":
+        new = _weights(dtype, 2)
+    elif change == "length":
+        new = _weights(dtype, 1, 50_000)
+    source, target = b"old head" + old.tobytes() + b"tail", b"the new head" + new.tobytes() + b"tail!"
+    tensors = [
+        Tensor("w", start, values.nbytes, values.itemsize, dtype.startswith("float"), channels=100, inner=1)
+        for start, values in ((8, old), (12, new))
+    ]
+    delta = make_delta(source, target, source_tensors=tensors[:1], target_tensors=tensors[1:])
+    assert delta is not None
+    assert applied(delta, source, tmp_path) == target
+    if change in ("none", "little"):
+        assert len(delta) < len(target) * 0.6
+
+
+def test_a_low_rank_step_on_another_grid_costs_little(tmp_path: Path) -> None:
+    random = np.random.default_rng(3)
+    weights = random.normal(size=(256, 512)) * 0.05
+    step = (random.normal(size=(256, 4)) @ random.normal(size=(4, 512))) * 0.002
+    scales = [np.abs(each).max(axis=1).astype(np.float32) / 127 for each in (weights, weights + step)]
+    integers = [
+        np.clip(np.rint(each / scale[:, None]), -127, 127).astype(np.int8)
+        for each, scale in zip((weights, weights + step), scales, strict=True)
+    ]
+    tensors = [Tensor("w", 0, 256 * 512, 1, False, channels=256, inner=512, scales=scale) for scale in scales]
+    source, target = (each.tobytes() for each in integers)
+    delta = make_delta(source, target, source_tensors=tensors[:1], target_tensors=tensors[1:])
+    assert delta is not None
+    assert applied(delta, source, tmp_path) == target
+    blind = make_delta(
+        source,
+        target,
+        source_tensors=[Tensor("w", 0, 256 * 512, 1, False)],
+        target_tensors=[Tensor("w", 0, 256 * 512, 1, False)],
+    )
+    assert blind is not None
+    assert len(delta) < 0.6 * len(blind)
+
+
+def test_a_file_on_its_own_has_an_empty_source(tmp_path: Path) -> None:
+    target = b"head" + _weights("float32", 1).tobytes()
+    delta = make_delta(b"", target, target_tensors=[Tensor("w", 4, len(target) - 4, 4, True)])
+    assert delta is not None
+    assert applied(delta, b"", tmp_path) == target
+    assert len(delta) < 0.95 * len(target)
+    assert read_header(Cursor(delta)).source_length == 0
+
+
+def test_what_is_too_long_without_tensors_has_no_delta() -> None:
+    assert make_delta(b"", bytes((16 << 20) + 1)) is None
+
+
+def test_the_same_files_give_the_same_delta() -> None:
+    old, new = _weights("int8", 1).tobytes(), _weights("int8", 2).tobytes()
+    tensor = [Tensor("w", 0, len(old), 1, False, channels=100)]
+    assert make_delta(old, new, source_tensors=tensor, target_tensors=tensor) == make_delta(
+        old, new, source_tensors=tensor, target_tensors=tensor
+    )
