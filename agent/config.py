@@ -19,7 +19,8 @@ class Config:
     inference (0: the event clock is the real one), `window_rows` inferences per report (0: what the monitor says),
     `save_rows` how many rows of the open window a power cut may cost. `metadata` is the road of TUF metadata, and
     `refuse_automatic` refuses releases that no offline key has signed. `rest_key_file` is the key that artifacts are
-    sealed with on this disk (`agent.rest`).
+    sealed with on this disk (`agent.rest`). `metered_file` is a file that exists while the link is metered; its owner's
+    network manager makes and removes it.
     """
 
     replay: str = ""
@@ -38,6 +39,7 @@ class Config:
     metadata: str = "mqtt"
     refuse_automatic: bool = False
     rest_key_file: str = ""
+    metered_file: str = ""
 
     def __post_init__(self) -> None:
         for name in self.__slots__:

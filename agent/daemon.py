@@ -7,10 +7,11 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from agent.config import Config
+from agent.desired import DesiredFile
 from agent.effects import DeviceEffects
 from agent.engine import Engine
 from agent.errand import Tokens
@@ -20,11 +21,14 @@ from agent.leaving import begin_to_leave
 from agent.lifecycle import Event, Kind, Phase
 from agent.link import Heard, Link, parse_broker
 from agent.outbox import OutboxFile
+from agent.pace import OwnersPace
+from agent.ranges import HttpsChunks
 from agent.renewal import Renewal
 from agent.rest import open_vault
 from agent.runner import Runner
 from agent.source import ReplaySource
 from agent.telling import Publisher, Reporter, Versions
+from agent.tls import client_context
 from agent.trial import Decision
 from skerry import __version__
 from skerry.delivery.slots import Slots
@@ -57,6 +61,7 @@ class Daemon:
         self._ended = threading.Event()
         self._unheard: Heard | None = None
         self._refusal = ""
+        self._desired = DesiredFile(folder.path)
         self._leaving = threading.Event()
         self._outbox = OutboxFile(folder.outbox_file, quota_bytes=config.quota_bytes)
         self._publisher = Publisher(self._outbox, ack_timeout_s=config.ack_timeout_s)
@@ -87,7 +92,9 @@ class Daemon:
         )
         self._effects.testify = self._testify
         self._effects.interrupted = lambda: self._runner.interrupts(self._effects)
-        self._effects.token = Tokens(folder.path).get
+        self._effects.token = token = Tokens(folder.path).get
+        self._effects.delivery.pace = self._make_pace()
+        self._effects.delivery.https = self._make_https(token)
         self._effects.decommissioned = self._leave
 
     def run(self, stop: threading.Event) -> int:
@@ -122,6 +129,24 @@ class Daemon:
             credentials=self._folder.credentials,
             floor=lambda: read_floor(self._folder.trust),
             on_change=self._news.set,
+        )
+
+    def _make_pace(self) -> OwnersPace:
+        metered = Path(self._config.metered_file) if self._config.metered_file else None
+        return OwnersPace(
+            self.identity.who,
+            wishes=lambda: self._desired.wishes,
+            metered=lambda: metered is not None and metered.exists(),
+        )
+
+    def _make_https(self, token: Callable[[], str]) -> HttpsChunks | None:
+        server = self.identity.server
+        if not server:
+            return None
+        anchor, trust = self._folder.anchor(), self._folder.trust
+        # a new context for each connection: the floor moves
+        return HttpsChunks(
+            server, context=lambda: client_context(anchor.server_ca, floor=read_floor(trust)), token=token
         )
 
     def _make_renewal(self) -> Renewal | None:
@@ -207,6 +232,8 @@ class Daemon:
             heard = self._unheard = self._unheard or self._link.heard.get()
             if heard.name == "ack":
                 self._publisher.acknowledged(heard.payload)
+            elif heard.name == "desired":
+                self._desired.offer(heard.payload)
             elif self._effects.offer(heard.payload):
                 self._runner.nudge()
             heard.settle()
@@ -226,6 +253,7 @@ class Daemon:
     def _reported(self, *, online: bool, version: int) -> Reported:
         state = self._runner.state
         who = self.identity
+        delivery = self._effects.delivery
         return Reported(
             version=version,
             online=online,
@@ -242,13 +270,18 @@ class Daemon:
             event_time=self._engine.event_time,
             inferences=self._engine.inferences,
             last_error=self._problem(),
+            desired_version=self._desired.version,
+            progress=round(delivery.progress, 3),
+            received=delivery.received,
+            waiting=delivery.waiting,
+            stalled=delivery.stalled,
         )
 
     def _problem(self) -> str:
         source = self._source.problem if self._source else ""
         renewal = self._renewal.problem if self._renewal else ""
         lifecycle = (self._effects.problem, self._runner.state.reason)
-        problems = (self._engine.problem, source, self._refusal, *lifecycle, renewal)
+        problems = (self._engine.problem, source, self._refusal, *lifecycle, renewal, self._desired.problem)
         return next(filter(None, problems), "")
 
     def _announce(self, event: DeploymentEvent) -> None:

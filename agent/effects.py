@@ -13,24 +13,23 @@ from typing import Any, Protocol
 
 from agent.assignment import Inbox
 from agent.config import Config
+from agent.delivery import Delivery, Key, manifest_entry
 from agent.engine import Running
-from agent.fetch import Retained, fetch_files
-from agent.golden import MAX_ARTIFACT_BYTES, compare, golden_vectors, replay_in_child
+from agent.fetch import Retained
+from agent.fit import check_fit, check_room
+from agent.golden import compare, golden_vectors, replay_in_child
 from agent.identity import Identity, StateFolder
 from agent.judging import judge_assignment
 from agent.lifecycle import MAX_ATTEMPTS, Effect, Event, Good, Grant, Kind, Phase, State, settled
-from agent.observe import Observer, read_monitor, read_seen
+from agent.observe import Observer, read_seen
 from agent.question import Verdict
 from agent.second_build import Bench, Build, measure_both
 from agent.trial import Terms as TrialTerms
-from agent.unseal import Unsealer
-from skerry.delivery.partial import PartialFile
-from skerry.delivery.slots import MANIFEST, NAMES, Mark, Slots
+from skerry.delivery.slots import NAMES, Mark, Slots
 from skerry.errors import Broken, Rejected, Unavailable
 from skerry.runtimes import Ran, open_session
-from skerry.wire import codec
 from skerry.wire.evidence import SignedEvidence
-from skerry.wire.manifest import CHUNK_BYTES, FileEntry, Manifest, other_build, target_name
+from skerry.wire.manifest import CHUNK_BYTES, Manifest
 
 _log = logging.getLogger("skerry.agent.effects")
 
@@ -65,6 +64,9 @@ class DeviceEffects:
         self._link = link
         self._engine = engine
         self._slots = slots
+        key = Key(who=identity.who, file=folder.credentials.key)
+        self.delivery = Delivery(folder.fetch, key=key, config=config, link=link, slots=slots)
+        self.delivery.interrupted = self._is_interrupted
         self._vault = slots.vault
         self._inbox = Inbox(folder.path)
         self._anchor = folder.anchor()
@@ -100,8 +102,9 @@ class DeviceEffects:
         return f"{slot.release} runs and was revoked; it runs on until another is assigned" if slot.revoked else ""
 
     def measured(self) -> dict[str, float]:
-        """What the golden replay and the trial measured."""
-        return {**self._measured, "trial_latency_p50_us": float(self._engine.trial_latency_us)}
+        """What the fetch, the golden replay and the trial measured."""
+        trial = {"trial_latency_p50_us": float(self._engine.trial_latency_us)}
+        return {**self.delivery.measured(), **self._measured, **trial}
 
     def decide(self, state: State) -> Event | None:
         """Judge the pending assignment: an event for the lifecycle, or None when it changes nothing."""
@@ -158,6 +161,9 @@ class DeviceEffects:
             return None
         return Event(Kind.DENY, grant=_grant(verdict), reason=verdict.reason)
 
+    def _is_interrupted(self) -> bool:
+        return self.interrupted()
+
     # --- the lifecycle
 
     def perform(self, effect: Effect, state: State) -> Event | None:
@@ -197,25 +203,20 @@ class DeviceEffects:
             return Event(Kind.PRESENT)
         if not 0 < grant.length <= CHUNK_BYTES:
             raise Rejected(f"manifest: expected 1 to {CHUNK_BYTES} bytes, got {grant.length}")
-        entry = _manifest_entry(grant)
-        fetched = self._fetch_files([entry], grant)
+        fetched = self.delivery.fetch([manifest_entry(grant)], grant)
         if fetched is None:
             return Event(Kind.UNAVAILABLE)
-        manifest = self._read_manifest(grant)
-        self._check_fit(manifest, state, grant)
-        self._check_room(manifest)
+        manifest = self.delivery.manifest(grant)
+        check_fit(manifest, grant, here=self._identity, committed=self._committed(state))
+        check_room(manifest, self._folder.path, spare_bytes=self._config.quota_bytes)
         return Event(Kind.DESCRIBED, received=fetched)
 
     def _fetch(self, _state: State, grant: Grant) -> Event:
-        manifest = self._read_manifest(grant)
-        received = self._fetch_files([_manifest_entry(grant), *manifest.files], grant)
+        received = self.delivery.fetch([manifest_entry(grant), *self.delivery.manifest(grant).files], grant)
         return Event(Kind.UNAVAILABLE) if received is None else Event(Kind.FETCHED, received=received)
 
     def _stage(self, _state: State, grant: Grant) -> Event:
-        manifest = self._read_manifest(grant)
-        entries = [_manifest_entry(grant), *manifest.files]
-        files = {entry.name: self._part(entry).finish() for entry in entries}
-        self._slots.stage(files, release=grant.release, deployment=grant.deployment)
+        self.delivery.stage(grant)
         return Event(Kind.STAGED)
 
     def _probe(self, _state: State, grant: Grant) -> Event:
@@ -247,6 +248,7 @@ class DeviceEffects:
             timeout_s=config.fetch_timeout_s,
             room_bytes=config.quota_bytes,
             interrupted=self.interrupted,
+            https=self.delivery.https,
         )
         try:
             model = self._model(name, manifest)
@@ -319,7 +321,7 @@ class DeviceEffects:
         return f"{state.reason}; {left}" if state.reason else left
 
     def _clean(self) -> None:
-        shutil.rmtree(self._folder.fetch, ignore_errors=True)
+        self.delivery.clean()
         shutil.rmtree(self._other, ignore_errors=True)
 
     def run_last_good(self) -> Event | None:
@@ -338,28 +340,6 @@ class DeviceEffects:
 
     # --- what they share
 
-    def _fetch_files(self, entries: list[FileEntry], grant: Grant) -> int | None:
-        content = grant.content
-        if content is None:
-            raise Rejected("assignment: expected a content key, got none; upgrade the control plane, then assign again")
-        key_file = self._folder.credentials.key
-        with Unsealer(content.key, who=self._identity.who, key_file=key_file) as opener:
-            fetched = fetch_files(
-                self._link,
-                self._folder.fetch,
-                entries,
-                vault=self._vault,
-                sealed=content.files,
-                opener=opener,
-                timeout_s=self._config.fetch_timeout_s,
-                interrupted=self.interrupted,
-            )
-        return fetched.received if fetched.complete else None
-
-    def _read_manifest(self, grant: Grant) -> Manifest:
-        """Return the manifest that was fetched; its digest is the one that both repositories signed."""
-        return codec.decode(Manifest, self._part(_manifest_entry(grant)).finish())
-
     def _staged(self, grant: Grant) -> tuple[str, Manifest]:
         name = next((each for each in ("a", "b") if self._slots.pointer.slot(each).manifest == grant.manifest), "")
         if not name:
@@ -373,9 +353,6 @@ class DeviceEffects:
     def _model(self, name: str, manifest: Manifest) -> Path | bytes:
         return self._slots.source(name, manifest.model_file, sha256=manifest.file(manifest.model_file).sha256)
 
-    def _part(self, entry: FileEntry) -> PartialFile:
-        return PartialFile(self._folder.fetch, entry, self._vault)
-
     def golden_inputs(self, running: Running) -> dict[str, Any]:
         """Return the golden inputs by name, rows first, of what runs from the active slot."""
         return self._golden(self._slots.active, running.manifest)[0]
@@ -384,40 +361,6 @@ class DeviceEffects:
         """Return the golden inputs and outputs by name, rows first."""
         data = self._slots.load(name, manifest.golden_file, sha256=manifest.file(manifest.golden_file).sha256)
         return golden_vectors(data, manifest)
-
-    def _check_fit(self, manifest: Manifest, state: State, grant: Grant) -> None:
-        """Raise `Rejected` unless the manifest is of this profile and runtime, complete and not older."""
-        here = self._identity
-        path = target_name(manifest.model, manifest.version, manifest.profile, MANIFEST)
-        # which of a profile's two builds this is, the release says and not the build
-        if grant.path not in (path, other_build(path)):
-            raise Rejected(f"manifest: expected the one of {grant.path}, got the one of {path}")
-        if (manifest.profile, manifest.runtime) != (here.profile, here.runtime):
-            got = f"{manifest.profile} on {manifest.runtime}"
-            raise Rejected(f"manifest: expected profile {here.profile} on {here.runtime}, got {got}")
-        for name in (manifest.model_file, manifest.golden_file):
-            manifest.file(name)
-        total = sum(entry.length for entry in manifest.files)
-        if total > MAX_ARTIFACT_BYTES:
-            raise Rejected(f"manifest: expected at most {MAX_ARTIFACT_BYTES} bytes of files, got {total}")
-        if not (manifest.inputs and manifest.outputs):
-            raise Rejected("manifest: expected inputs and outputs, got none of one of them")
-        if manifest.observe.get("probabilities") and not manifest.labels:
-            raise Rejected("manifest: expected labels for its probabilities, got none")
-        read_monitor(manifest)
-        committed = self._committed(state)
-        older = committed is not None and committed.model == manifest.model and manifest.version < committed.version
-        if older and not grant.rollback:
-            raise Rejected(
-                f"{manifest.model}: expected a newer version, got {manifest.version}; assign it as a rollback"
-            )
-
-    def _check_room(self, manifest: Manifest) -> None:
-        """Raise `Broken` unless the files fit twice, fetched and in a slot, and leave the outbox what it may need."""
-        needed = 2 * sum(entry.length for entry in manifest.files) + self._config.quota_bytes
-        free = shutil.disk_usage(self._folder.path).free
-        if free < needed:
-            raise Broken(f"{self._folder.path}: expected {needed} bytes free for the artifact, got {free}; make room")
 
     def _committed(self, state: State) -> Manifest | None:
         running = self._engine.running
@@ -429,10 +372,6 @@ def _sealed_anew(state: State, grant: Grant) -> bool:
     fetching = state.phase in (Phase.ASSIGNED.value, Phase.FETCHING.value)
     sealed = state.grant.content if state.grant is not None else None
     return fetching and sealed is not None and grant.content is not None and grant.content.files != sealed.files
-
-
-def _manifest_entry(grant: Grant) -> FileEntry:
-    return FileEntry(name=MANIFEST, length=grant.length, sha256=grant.manifest, chunks=(grant.manifest,))
 
 
 def _grant(verdict: Verdict) -> Grant:

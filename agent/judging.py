@@ -48,6 +48,7 @@ def judge_assignment(
         clock=clock,
         held=tuple(held_manifests(slots)),
         refuse_automatic=identity.refuse_automatic or config.refuse_automatic,
+        certificate=folder.credentials.certificate.read_text(encoding="ascii") if folder.has_certificate else "",
     )
     return ask_child(question, by_road(config.metadata, mqtt=mqtt, director=director, https=https))
 

@@ -10,6 +10,7 @@ import queue
 import random
 import socket
 import ssl
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -37,7 +38,13 @@ CONNECT_TIMEOUT_S = 10.0
 QUEUE_MESSAGES = 64
 BACKOFF_LEAST_S = 1.0
 BACKOFF_MOST_S = 60.0
-HEARD = ("assign", "ack")
+# less than this is acknowledgements and pings; more is what was asked for
+MURMUR_BYTES = 1024
+# a link on which one window takes longer is dead in all but name
+FETCH_MOST_S = 180.0
+# where Linux's `struct tcp_info` has `tcpi_bytes_received`
+_RECEIVED_AT = 128
+HEARD = ("assign", "ack", "desired")
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 _log = logging.getLogger("skerry.agent.link")
 
@@ -53,7 +60,7 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """One message from the control plane: its name (`assign`, `ack`), its bytes, and how to acknowledge it."""
+    """One message from the control plane: its name (one of `HEARD`), its bytes, and how to acknowledge it."""
 
     name: str
     payload: bytes
@@ -130,6 +137,7 @@ class Link:
         self._stop = threading.Event()
         self._refusal = ""
         self._collector: _Collector | None = None
+        self._asked: set[str] = set()
         self._topics = {topics.down(who, name): name for name in HEARD}
         self._thread = threading.Thread(target=self._keep_up, name="link", daemon=True)
 
@@ -172,24 +180,34 @@ class Link:
             raise Unavailable(f"broker {self._shown()}: expected to publish, got: {info.rc.name}")
 
     def fetch_retained(self, wanted: Sequence[str], *, timeout_s: float) -> dict[str, bytes]:
-        """Return the retained messages on at most eight explicit topics, as far as they came in time.
+        """Return the retained messages on at most eight explicit topics, as far as they came.
 
-        A topic without a retained message answers nothing, so a missing one costs the whole timeout.
-        Raises `Unavailable` without a connection or when it is lost meanwhile. One caller at a time.
+        It waits until the connection has been silent for `timeout_s`: on a slow link a chunk takes longer than any
+        fixed time would grant. A topic without a retained message answers nothing, so a missing one costs that time.
+        Raises `Unavailable` without a connection, or when it is lost before anything came. One caller at a time.
         """
         if len(wanted) > WINDOW:
             raise ValueError(f"expected at most {WINDOW} topics, got {len(wanted)}")
         client = self._client
         if client is None or not self.connected:
             raise Unavailable(f"broker {self._shown()}: expected a connection, got none")
+        # a session outlives its connection, and so does what was asked for when that was lost
+        if left := self._asked.difference(wanted):
+            client.unsubscribe(sorted(left))
+        self._asked = set(wanted)
         with self._collecting(wanted) as collector:
             code, _ = client.subscribe([(topic, 0) for topic in wanted])
             if code != MQTTErrorCode.MQTT_ERR_SUCCESS:
                 raise Unavailable(f"broker {self._shown()}: expected to subscribe, got: {code.name}")
-            found = collector.wait(timeout_s, while_true=lambda: self.connected and client is self._client)
+            found = collector.wait(
+                timeout_s,
+                heard=lambda: _bytes_received(client),
+                while_true=lambda: self.connected and client is self._client,
+            )
             if self.connected and client is self._client:
                 client.unsubscribe(list(wanted))
-            elif len(found) < len(wanted):
+                self._asked.clear()
+            elif not found:
                 raise Unavailable(f"broker {self._shown()}: expected a connection, got cut off")
         return found
 
@@ -346,11 +364,15 @@ class _Collector:
                 self._found[topic] = payload
                 self._news.notify()
 
-    def wait(self, timeout_s: float, *, while_true: Callable[[], bool]) -> dict[str, bytes]:
-        deadline = time.monotonic() + timeout_s
+    def wait(self, silence_s: float, *, heard: Callable[[], int], while_true: Callable[[], bool]) -> dict[str, bytes]:
+        began = since = time.monotonic()
+        held, before = 0, heard()
         with self._news:
             while len(self._found) < len(self._wanted) and while_true():
-                left = deadline - time.monotonic()
+                now, by_now = time.monotonic(), heard()
+                if by_now >= before + MURMUR_BYTES or len(self._found) > held:
+                    held, before, since = len(self._found), by_now, now
+                left = min(since + silence_s, began + FETCH_MOST_S) - now
                 if left <= 0:
                     break
                 self._news.wait(min(left, 0.5))
@@ -359,6 +381,18 @@ class _Collector:
 
 def _settle(client: Client, mid: int, qos: int) -> None:
     client.ack(mid, qos)
+
+
+def _bytes_received(client: Client) -> int:
+    """Return how many bytes the connection has brought, of messages that are still under way too; 0 if unknown."""
+    sock = client.socket()
+    if not isinstance(sock, socket.socket) or not hasattr(socket, "TCP_INFO"):
+        return 0
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _RECEIVED_AT + 8)
+    except (OSError, ValueError):
+        return 0  # closed meanwhile
+    return int.from_bytes(info[_RECEIVED_AT:], sys.byteorder)
 
 
 def _no_delay(_client: Client, _data: Any, sock: Any) -> None:

@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """One manifest in a slot: the path of its target and its SHA-256."""
+    """One manifest in a slot: its SHA-256, and the path of its target or of the other build's beside it."""
 
     path: str
     sha256: str
@@ -38,7 +38,8 @@ class Question:
     """What is to be judged: is there an assignment that both repositories agree on for `device`?
 
     `folder` keeps the trusted metadata, `clock` is what this machine believes (seconds since 1970), `held` the
-    manifests whose standing is asked for as well, `refuse_automatic` whether releases signed online are refused.
+    manifests whose standing is asked for as well, `refuse_automatic` whether releases signed online are refused;
+    `certificate` (PEM) is the device's own, empty where it has none.
     """
 
     anchor: Anchor
@@ -47,6 +48,7 @@ class Question:
     clock: float
     held: tuple[Held, ...] = ()
     refuse_automatic: bool = False
+    certificate: str = ""
 
 
 @dataclass(frozen=True, slots=True)

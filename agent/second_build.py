@@ -8,12 +8,12 @@ noted on disk before it begins, so that a device which the measuring brings down
 
 import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agent.fetch import Retained, fetch_files
+from agent.fetch import Chunks, Retained, fetch_files
 from agent.golden import MAX_ARTIFACT_BYTES, golden_vectors, replay_in_child
 from agent.identity import Identity
 from agent.lifecycle import Grant
@@ -27,6 +27,7 @@ from skerry.runtimes import Ran, Refused, probe, race_in_child
 from skerry.wire import codec
 from skerry.wire.evidence import FAILED, NOT_RUN, PASSED, BuildRun, Evidence, Race, SignedEvidence, signed_bytes
 from skerry.wire.manifest import CHUNK_BYTES, FileEntry, Manifest
+from skerry.wire.messages import Content
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,6 +60,7 @@ class Bench:
     timeout_s: float
     room_bytes: int
     interrupted: Callable[[], bool]
+    https: Chunks | None = None
 
 
 def measure_both(bench: Bench, grant: Grant, assigned: Build, ran: Ran | Rejected) -> SignedEvidence:
@@ -127,13 +129,11 @@ def _fetch(bench: Bench, grant: Grant, assigned: Manifest) -> Build:
     if content is None:
         raise Rejected("expected a content key of the other build, got none")
     with Unsealer(content.key, who=bench.identity.who, key_file=bench.key) as opener:
-        return _fetch_build(bench, content.files, opener, entry, assigned)
+        return _fetch_build(bench, content, opener, entry, assigned)
 
 
-def _fetch_build(
-    bench: Bench, sealed: Mapping[str, str], opener: Opener, entry: FileEntry, assigned: Manifest
-) -> Build:
-    manifest = codec.decode(Manifest, _fetch_files(bench, [entry], sealed, opener)[MANIFEST])
+def _fetch_build(bench: Bench, content: Content, opener: Opener, entry: FileEntry, assigned: Manifest) -> Build:
+    manifest = codec.decode(Manifest, _fetch_files(bench, [entry], content, opener)[MANIFEST])
     mine, theirs = (
         (each.model, each.version, each.profile, each.runtime, each.inputs) for each in (assigned, manifest)
     )
@@ -146,22 +146,24 @@ def _fetch_build(
     free = shutil.disk_usage(bench.folder).free
     if free < 2 * total + bench.room_bytes:
         raise Broken(f"expected {2 * total + bench.room_bytes} bytes free for the other build, got {free}")
-    files = _fetch_files(bench, entries, sealed, opener)
+    files = _fetch_files(bench, entries, content, opener)
     model = _scratch(bench.folder) / manifest.model_file
     model.write_bytes(files[manifest.model_file])
     return Build(manifest=manifest, model=model, golden=files[manifest.golden_file])
 
 
-def _fetch_files(bench: Bench, entries: list[FileEntry], sealed: Mapping[str, str], opener: Opener) -> dict[str, bytes]:
+def _fetch_files(bench: Bench, entries: list[FileEntry], content: Content, opener: Opener) -> dict[str, bytes]:
     folder = _scratch(bench.folder)
     fetched = fetch_files(
         bench.link,
         folder,
         entries,
-        sealed=sealed,
+        sealed=content.files,
         opener=opener,
         timeout_s=bench.timeout_s,
         interrupted=bench.interrupted,
+        https=bench.https,
+        roads=content.roads,
     )
     if not fetched.complete:
         raise Unavailable("expected to fetch the other build in one go, got an interruption")

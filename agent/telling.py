@@ -127,8 +127,10 @@ class Versions:
 
 
 def _without_version(reported: Reported) -> Reported:
-    return replace(reported, version=0)
+    # a hundred reports of a fetch are enough, on a slow link above all
+    return replace(reported, version=0, received=0, progress=round(reported.progress, 2))
 
 
 def _matters(reported: Reported) -> tuple[str, ...]:
-    return (reported.state, reported.release, reported.manifest, reported.deployment, reported.last_error)
+    lifecycle = (reported.state, reported.release, reported.manifest, reported.deployment, reported.last_error)
+    return (*lifecycle, reported.waiting, reported.stalled, str(reported.desired_version))

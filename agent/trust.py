@@ -17,10 +17,14 @@ expiry are python-tuf's client workflow (TUF specification 5); what is added:
 Imports tuf and cryptography, so the resident agent never imports it: it runs `agent.trust_child`.
 """
 
+import hashlib
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
 from tuf.api.exceptions import DownloadError, ExpiredMetadataError, RepositoryError
 from tuf.api.metadata import Metadata, Root, TargetFile, Targets
 from tuf.ngclient import Updater, UpdaterConfig
@@ -127,10 +131,12 @@ def judge(question: Question, *, image: FetcherInterface, director: FetcherInter
         theirs = open_repository(director, folder / "director", question.anchor.director_root.encode(), at=at)
         assignment = _assigned(theirs)
         terms = _terms(assignment, device=question.device)
-        verdict = Verdict(ok=False, terms=terms)
         if assignment.path == DECOMMISSION:
+            # nothing is reported of an order that is refused: there is no deployment that it belongs to
+            _check_meant(terms, question.certificate)
             return Verdict(ok=True, terms=terms, path=assignment.path, decommission=True)
 
+        verdict = Verdict(ok=False, terms=terms)
         # the director vouches for `issued`: what had expired by then is no longer fresh, whatever the clock says
         issued = parse_moment(terms.issued)
         at = max(at, issued)
@@ -178,6 +184,19 @@ def _assigned(repository: Updater) -> TargetFile:
     return found.target
 
 
+def _check_meant(terms: Terms, certificate: str) -> None:
+    """Raise `Rejected` when an order to wipe is for a device that had this one's name before it enrolled."""
+    if not (terms.key_sha256 and certificate):
+        return
+    try:
+        key = x509.load_pem_x509_certificate(certificate.encode()).public_key()
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise Rejected("expected this device's certificate, got another text; enrol again") from error
+    pem = key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    if hashlib.sha256(pem).hexdigest() != terms.key_sha256:
+        raise Rejected("director: expected an order to wipe for the key of this device, got one for an earlier key")
+
+
 def _permitted(found: Found | None, path: str, question: Question) -> Found:
     """Return what was found if the role that lists it may do so here; raises `Rejected`."""
     if found is None:
@@ -222,15 +241,20 @@ def _with_standing(verdict: Verdict, repository: Updater, question: Question) ->
     listed: list[str] = []
     for held in question.held:
         try:
-            found = _permitted(find_target(repository, held.path), held.path, question)
-        except Rejected:
-            revoked.append(held.sha256)
+            good = any(_lists(repository, path, held.sha256, question) for path in (held.path, other_build(held.path)))
         except (DownloadError, RepositoryError):
             # a delegated role that is missing or has expired says nothing about what it listed
             continue
-        else:
-            (listed if found.target.hashes.get("sha256") == held.sha256 else revoked).append(held.sha256)
+        (listed if good else revoked).append(held.sha256)
     return Verdict(ok=False, terms=verdict.terms, revoked=tuple(revoked), listed=tuple(listed))
+
+
+def _lists(repository: Updater, path: str, sha256: str, question: Question) -> bool:
+    try:
+        found = _permitted(find_target(repository, path), path, question)
+    except Rejected:
+        return False
+    return found.target.hashes.get("sha256") == sha256
 
 
 def _refused(verdict: Verdict, reason: str, *, later: bool = False) -> Verdict:

@@ -1,7 +1,7 @@
 """Owns two certificate authorities: one signs device certificates and nothing else, one the server's own certificate.
 
 Their keys are files of the home folder (mode 0600). The server's certificate is made anew at a start that finds it
-within the last third of its life, or without one of the addresses it must hold.
+within the last year of its life, or without one of the addresses it must hold.
 """
 
 import ipaddress
@@ -20,7 +20,10 @@ from skerry.delivery.durable import write_durably
 from skerry.errors import Broken, Rejected
 
 DEVICE_LIFE = timedelta(days=30)
-SERVER_LIFE = timedelta(days=365)
+SERVER_LIFE = timedelta(days=730)
+# a device's floor can be pushed as far ahead as the offline targets live (`keys.TARGETS_LIFE`), and TLS is judged by
+# the floor: a certificate that always ends later than that locks no device out
+RENEW_BEFORE = timedelta(days=365)
 AUTHORITY_LIFE = timedelta(days=3650)
 CLOCK_SLACK = timedelta(minutes=5)
 # RFC 5280, appendix A.1: ub-common-name
@@ -228,8 +231,8 @@ def _still_good(file: Path, hosts: tuple[str, ...], *, now: datetime) -> bool:
         held = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except (OSError, ValueError, x509.ExtensionNotFound):
         return False
-    life = certificate.not_valid_after_utc - certificate.not_valid_before_utc
-    return certificate.not_valid_after_utc - now > life / 3 and all(_general_name(host) in held for host in hosts)
+    left = certificate.not_valid_after_utc - now
+    return left > RENEW_BEFORE and all(_general_name(host) in held for host in hosts)
 
 
 def _builder(
@@ -247,8 +250,8 @@ def _builder(
         .issuer_name(issuer)
         .public_key(public_key)
         .serial_number(x509.random_serial_number())
-        # clocks of devices differ by a little from the server's
-        .not_valid_before(now - CLOCK_SLACK)
+        # clocks of devices differ by a little from the server's; for a short life less, or it would be due at once
+        .not_valid_before(now - min(CLOCK_SLACK, life / 12))
         .not_valid_after(now + life)
     )
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from control_plane import crl, publisher, rotation, trust_status
+from control_plane import crl, publication, publisher, rotation, trust_status
 from control_plane.broker import EmbeddedBroker
 from control_plane.link import Handler, Link
 from control_plane.plane import Plane
@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 TICK_S = 0.5
 RENEW_S = timedelta(minutes=10).total_seconds()
 BROKER_S = 30.0
+PUBLISH_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ async def in_background(plane: Plane, duties: Duties, broker: EmbeddedBroker | N
                 tasks.create_task(link.run(), name="link"),
                 # a clock each: deciding on the drift of a large fleet takes seconds, and rollouts go on meanwhile
                 *(tasks.create_task(_every(plane, TICK_S, tick), name=tick.__name__) for tick in duties.ticks),
+                tasks.create_task(_every(plane, PUBLISH_S, publication.tend), name="chunks"),
                 tasks.create_task(_every(plane, RENEW_S, publisher.renew), name="renewal"),
                 tasks.create_task(_every(plane, RENEW_S, trust_status.sound), name="alarms"),
                 tasks.create_task(_every(plane, RENEW_S, rotation.tidy), name="old keys"),

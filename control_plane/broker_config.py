@@ -283,7 +283,7 @@ def emqx_files(plan: Plan, password: str) -> dict[str, str]:
     public = f'"{ROOT}/tuf/{plan.project}/+", "{ROOT}/blob/+/+"'
     acl = f"""\
 {{allow, {{username, "{CONTROL_PLANE}"}}, publish, ["{ROOT}/d/+/down/+", {public}]}}.
-{{allow, {{username, "{CONTROL_PLANE}"}}, subscribe, ["{ROOT}/d/+/up/+"]}}.
+{{allow, {{username, "{CONTROL_PLANE}"}}, subscribe, ["{ROOT}/d/+/up/+", "{ROOT}/blob/+/+"]}}.
 {{deny, {{username, "{CONTROL_PLANE}"}}, all, ["#"]}}.
 {{allow, all, subscribe, ["{ROOT}/d/${{username}}/down/+", {public}]}}.
 {{allow, all, publish, ["{ROOT}/d/${{username}}/up/+"]}}.

@@ -2,7 +2,7 @@
 
 A version that follows another is gated against that one on the labelled windows from the field (the parts of the role
 `gate`), where there are any; an import without them on its own held-out samples, where they are labelled. The report
-says on which, or why on none.
+says on which, or why on none. Its int8 forms keep the grids of what the devices of a profile run, where those fit.
 """
 
 import os
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from converters.source import Source
 
 MANIFEST = "manifest.json"
+MODEL_FILES = ("model.onnx", "model.tflite")
 WORKERS = 2
 """How many tasks the control plane's pool does at once, by default."""
 
@@ -70,6 +71,7 @@ def ask(
         "gate_parts": [part.sha256 for part in datasets.parts(session, row.dataset, role="gate")],
         "previous": previous.bundle if previous else "",
         "previous_version": previous.version if previous else 0,
+        "before": {name: _before(session, row, name) for name in names},
         "window_n": window_n,
         "budget_s": budget_s,
         # of the version, not of the job: equal inputs give equal bytes
@@ -88,9 +90,10 @@ def ask(
 def tasks(parameters: jobs.Parameters) -> list[jobs.Parameters]:
     """Make one task per profile; those that run side by side share the cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    shared = {name: value for name, value in parameters.items() if name != "profiles"}
+    shared = {name: value for name, value in parameters.items() if name not in ("profiles", "before")}
+    before = parameters.get("before", {})  # a job that was asked for by an older server has none
     shared["parallel"] = max(1, cores // min(WORKERS, len(parameters["profiles"])))
-    return [{**shared, "profile": profile} for profile in parameters["profiles"]]
+    return [{**shared, "profile": each, "before": before.get(each, {})} for each in parameters["profiles"]]
 
 
 def work(home: str, task: jobs.Parameters, log: Callable[[str], None]) -> jobs.Result:
@@ -121,6 +124,7 @@ def work(home: str, task: jobs.Parameters, log: Callable[[str], None]) -> jobs.R
         holdout=holdout,
         field=field,
         previous=previous if field else None,
+        before={precision: blobs.get(sha256) for precision, sha256 in task["before"].items()},
         field_of=field_of,
         ungated=ungated,
         lineage={**bundle.lineage, "bundle_sha256": task["bundle"]},
@@ -205,6 +209,21 @@ def _previous(session: Session, row: ModelVersion) -> ModelVersion | None:
         session.scalars(earlier.where(ModelVersion.version.in_(released)).order_by(newest_first).limit(1)).first()
         or session.scalars(earlier.order_by(newest_first).limit(1)).first()
     )
+
+
+def _before(session: Session, row: ModelVersion, profile: str) -> dict[str, str]:
+    """Return the SHA-256 of the model files by precision that the newest live release before has for a profile."""
+    live = select(Release.version).where(Release.model == row.model, Release.state == "live")
+    builds = select(Build).where(Build.model == row.model, Build.version < row.version, Build.version.in_(live))
+    builds = builds.where(Build.profile == profile, Build.manifest != "").order_by(Build.version.desc())
+    build = session.scalars(builds.limit(1)).first()
+    if build is None:
+        return {}
+    second = build.report.get("second", {}).get("files", {})
+    named = zip(build.report.get("kept", ()), (build.files, second), strict=False)
+    return {
+        precision: files[name] for precision, files in named for name in MODEL_FILES if isinstance(files.get(name), str)
+    }
 
 
 KIND = jobs.Kind(tasks=tasks, work=work, finish=finish)

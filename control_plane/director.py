@@ -5,6 +5,7 @@ an older one is a rollback, which the device's updater refuses. All of a device'
 anew under the next counter when less than half of its life is left, or when the root names another key.
 """
 
+import functools
 import hashlib
 from dataclasses import asdict, replace
 from datetime import datetime, timedelta
@@ -58,11 +59,12 @@ def root(session: Session) -> Root:
     return tuf_rows.newest_root(session, ROOT_REPOSITORY)
 
 
-def assign(plane: Plane, session: Session, *, device: str, terms: Terms, target: str) -> Assign:
+def assign(plane: Plane, session: Session, *, device: str, terms: Terms, target: str, offline: bool = False) -> Assign:
     """Assign `target` (a path that the image repository lists) to `device` and sign it; publish it after the commit.
 
     `terms.device`, `terms.counter` and `terms.issued` are filled in here: the device, its next counter, and now; and
     `terms.content`: the content key, sealed to the device; and that of the build that it shall measure, if any.
+    `offline` says that it goes with a bundle, which carries the files themselves.
 
     Raises:
         Unknown: there is no such device, or the image repository does not list the target.
@@ -70,7 +72,8 @@ def assign(plane: Plane, session: Session, *, device: str, terms: Terms, target:
     """
     row = _device(session, device)
     listed = image_repository.target(session, target)
-    content = sealing.content_for(plane, session, row, target)
+    content = sealing.content_for(plane, session, row, target, deployment=terms.deployment)
+    content = sealing.for_a_file(content) if offline else content
     other = sealing.content_for(plane, session, row, terms.measure) if terms.measure else None
     return _assign(plane, session, row, replace(terms, content=content, measure_content=other), listed)
 
@@ -82,7 +85,9 @@ def decommission(plane: Plane, session: Session, device: str) -> Assign:
         Unknown: there is no such device.
     """
     row = _device(session, device)
-    terms = Terms(device=device, counter=0, issued="", deployment="", release="")
+    # whoever has kept the order must not be able to wipe the next device of that name with it
+    key = hashlib.sha256(row.public_key.encode()).hexdigest() if row.public_key else ""
+    terms = Terms(device=device, counter=0, issued="", deployment="", release="", key_sha256=key)
     return _assign(plane, session, row, terms, TargetFile(0, {"sha256": hashlib.sha256().hexdigest()}, DECOMMISSION))
 
 
@@ -128,6 +133,23 @@ def terms_of(session: Session, device: str) -> tuple[Terms, TargetFile]:
     targets = tuf_rows.read_as(Targets, session, _repository(device), "targets").signed
     (target,) = targets.targets.values()
     return from_tree(Terms, target.custom), target
+
+
+def blobs_of(session: Session, device: str) -> frozenset[str]:
+    """Return the SHA-256 of all sealed blobs that the present terms of a device name; none when it has no terms."""
+    if not _has(session, device):
+        return frozenset()
+    return _named_in(tuf_rows.read(session, _repository(device), "targets"))
+
+
+@functools.lru_cache(256)
+def _named_in(body: bytes) -> frozenset[str]:
+    # asked for with each range of bytes that a device fetches
+    (target,) = tuf_rows.parse(Targets, body).signed.targets.values()
+    terms = from_tree(Terms, target.custom)
+    contents = [each for each in (terms.content, terms.measure_content) if each is not None]
+    files = [sha256 for each in contents for sha256 in each.files.values()]
+    return frozenset([*files, *(delta.sealed for each in contents for delta in each.deltas)])
 
 
 def due(session: Session, now: datetime) -> list[str]:

@@ -127,7 +127,14 @@ def admit(
     now = plane.clock()
     who = identity(plane.settings.project, device.name)
     device_ca = authority.load_authority(plane.home.ca, "device")
-    issued = authority.issue(device_ca, csr, name=who, now=now, crl_url=plane.settings.crl_url)
+    issued = authority.issue(
+        device_ca,
+        csr,
+        name=who,
+        now=now,
+        life=timedelta(seconds=plane.settings.certificate_life_s),
+        crl_url=plane.settings.crl_url,
+    )
     device.profile, device.group, device.state = profile, group, "enrolled"
     revocation.make_way(plane, session, device, issued)
     events.record(session, "enrol", device.name, f"{device.name} enrolled as {profile}", profile=profile)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from control_plane import evidence, revocation
+from control_plane import desired, director, evidence, publication, revocation
 from control_plane.events import record
 from control_plane.outbox_mark import MAX_SEQUENCE, Mark, is_new, take
 from control_plane.schema import Deployment, Device, Gap, OutboxMark, Window
@@ -59,13 +59,17 @@ def handle(plane: "Plane", topic: str, payload: bytes) -> list[Reply]:
                 _log.info("ingest: a message of %s, which is not enrolled, was left alone", device)
                 return []
             if name == "reported":
-                _take_reported(session, row, payload, now)
+                _take_reported(plane, session, row, payload, now)
+                # a device that is new in a group with a configuration has not been told
+                told = desired.messages(plane, session, desired.settle(session, desired.DEVICE, device))
             elif name == "answer":
                 _take_answer(session, row, payload)
             else:
                 ack = _take_outbox(session, row, payload, now)
         if row.state == "decommissioned":
             return [Reply(topics.down(who, "assign"), b"", retain=True)]
+        if name == "reported":
+            return [Reply(topic, body, retain=True) for topic, body in told]
         if name != "outbox":
             return []
         return [Reply(topics.down(who, "ack"), codec.encode(ack))]
@@ -74,7 +78,7 @@ def handle(plane: "Plane", topic: str, payload: bytes) -> list[Reply]:
         return []
 
 
-def _take_reported(session: Session, device: Device, payload: bytes, now: datetime) -> None:
+def _take_reported(plane: "Plane", session: Session, device: Device, payload: bytes, now: datetime) -> None:
     reported = codec.decode(messages.Reported, payload, limit=MAX_REPORTED_BYTES)
     if reported.state == messages.DECOMMISSIONED:
         if device.state == "decommissioning":
@@ -91,8 +95,21 @@ def _take_reported(session: Session, device: Device, payload: bytes, now: dateti
     if was_online != reported.online:
         state = "online" if reported.online else "offline"
         record(session, "device", device.name, f"{device.name} is {state}", online=reported.online)
+    # the broker repeats what it retains: one report asks once
+    if reported.online and reported.stalled and reported.version != old.get("version"):
+        _ask_again(plane, session, device, reported.stalled)
     if reported.online and reported.last_error and reported.last_error != old.get("last_error"):
         record(session, "device", device.name, f"{device.name}: {reported.last_error[:300]}", error=True)
+
+
+def _ask_again(plane: "Plane", session: Session, device: Device, sha256: str) -> None:
+    """Have chunks that a device waits for in vain published once more, for all who miss them."""
+    if sha256 not in director.blobs_of(session, device.name):
+        return
+    terms, _ = director.terms_of(session, device.name)
+    if publication.ask(plane, session, sha256, release=terms.release):
+        text = f"{device.name} misses chunks of {terms.release} on the broker; they are published again"
+        record(session, "stalled", device.name, text, blob=sha256, release=terms.release)
 
 
 def _take_answer(session: Session, device: Device, payload: bytes) -> None:

@@ -6,18 +6,21 @@ dropped.
 """
 
 import asyncio
+import contextlib
 import logging
 import socket
 import ssl
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
 import aiomqtt
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 
 from control_plane.plane import Plane
 from skerry.errors import Broken, SkerryError
@@ -36,6 +39,8 @@ INCOMING_LIMIT = 2000
 IN_FLIGHT = 32
 PUBLISH_TIMEOUT_S = 30.0
 KEEPALIVE_S = 30
+# for what a broker retains it answers at once: what did not come by then is not there
+LOOK_S = 2.0
 RETRY_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 # the broker's limit is on the payload; a topic and properties come beside it
 MAX_PAYLOAD_BYTES = MAX_BYTES - 1024
@@ -49,6 +54,7 @@ class Message:
     payload: bytes
     retain: bool
     qos: int
+    expiry_s: int = 0
 
 
 class Reply(Protocol):
@@ -68,6 +74,10 @@ class Handler(Protocol):
     def __call__(self, plane: Plane, topic: str, payload: bytes, /) -> Iterable[Reply]: ...
 
 
+# says which of some topics have a retained message; from any thread but the link's own
+Look = Callable[[Sequence[str]], set[str]]
+
+
 class Outgoing:
     """The way out, from any thread: a bounded queue that is open while the broker is connected."""
 
@@ -76,6 +86,7 @@ class Outgoing:
         self._queue: deque[Message] = deque()
         self._changed = threading.Condition()
         self._wake: Callable[[], object] | None = None
+        self._look: Look | None = None
         self._dropped = 0
 
     @property
@@ -88,8 +99,10 @@ class Outgoing:
         """How many messages found no connection, or lost it while they waited."""
         return self._dropped
 
-    def publish(self, topic: str, payload: bytes, *, retain: bool, qos: int = 1) -> bool:
+    def publish(self, topic: str, payload: bytes, *, retain: bool, qos: int = 1, expiry_s: int = 0) -> bool:
         """Hand a message to the link, waiting while the queue is full; False when it was dropped instead.
+
+        The broker forgets it after `expiry_s` seconds, where that is not 0.
 
         Raises:
             Broken: the payload is larger than brokers take.
@@ -101,21 +114,27 @@ class Outgoing:
             if self._wake is None or len(self._queue) >= self._limit:
                 self._dropped += 1
                 return False
-            self._queue.append(Message(topic=topic, payload=payload, retain=retain, qos=qos))
+            self._queue.append(Message(topic=topic, payload=payload, retain=retain, qos=qos, expiry_s=expiry_s))
             self._wake()
             return True
 
-    def open(self, wake: Callable[[], object]) -> None:
-        """Take messages from now on; `wake` is called, from any thread, when there is one."""
+    def open(self, wake: Callable[[], object], look: "Look | None" = None) -> None:
+        """Take messages from now on; `wake` is called, from any thread, when there is one; `look` does `retained`."""
         with self._changed:
             self._wake = wake
+            self._look = look
+
+    def retained(self, topics: Sequence[str]) -> set[str]:
+        """Return which of a few topics the broker retains a message on; none while there is no connection."""
+        look = self._look
+        return look(topics) if look is not None and self.connected else set()
 
     def close(self) -> None:
         """Take no more, and drop what waits: what is kept is published again after the next connect."""
         with self._changed:
             self._dropped += len(self._queue)
             self._queue.clear()
-            self._wake = None
+            self._wake = self._look = None
             self._changed.notify_all()
 
     def take(self) -> Message | None:
@@ -128,13 +147,19 @@ class Outgoing:
 
 
 class _CountingQueue(asyncio.Queue[aiomqtt.Message]):
-    """A bounded queue that counts what it had no room for."""
+    """A bounded queue that counts what it had no room for; what was looked for on the broker goes past it."""
 
     refused = 0
+    sought: dict[str, asyncio.Event]
 
     def put_nowait(self, item: aiomqtt.Message) -> None:
+        if (found := self.sought.get(str(item.topic))) is not None:
+            # an empty one is the news that it was cleared
+            if item.payload:
+                found.set()
+            return
         if self.full():
-            type(self).refused += 1
+            _CountingQueue.refused += 1
         super().put_nowait(item)
 
 
@@ -158,6 +183,7 @@ class Link:
         self._handle = handle
         self._on_connect = on_connect
         self._ensure_broker = ensure_broker
+        self._sought: dict[str, asyncio.Event] = {}
 
     async def run(self) -> None:
         """Connect, serve, and connect again, until the server stops."""
@@ -184,7 +210,17 @@ class Link:
         loop = asyncio.get_running_loop()
         for each in UP_FILTERS:
             await client.subscribe(each, qos=1)
-        self._plane.outgoing.open(lambda: loop.call_soon_threadsafe(arrived.set))
+
+        def look(topics: Sequence[str]) -> set[str]:
+            looking = asyncio.run_coroutine_threadsafe(self._look(client, topics), loop)
+            try:
+                return looking.result(LOOK_S + PUBLISH_TIMEOUT_S)
+            except (TimeoutError, CancelledError, aiomqtt.MqttError):
+                # the connection ends: the next one looks again
+                looking.cancel()
+                return set()
+
+        self._plane.outgoing.open(lambda: loop.call_soon_threadsafe(arrived.set), look)
         # one worker: messages of a device are handled in their order
         worker = ThreadPoolExecutor(1, thread_name_prefix="ingest")
         try:
@@ -211,6 +247,21 @@ class Link:
                         message = self._plane.outgoing.take()
                 flight = flights.create_task(_publish(client, message))
                 flight.add_done_callback(lambda _: room.release())
+
+    async def _look(self, client: aiomqtt.Client, topics: Sequence[str]) -> set[str]:
+        """Subscribe to explicit topics, and see which of them a retained message comes on in time."""
+        self._sought.update({topic: asyncio.Event() for topic in topics})
+        try:
+            await client.subscribe([(topic, 0) for topic in topics])
+            arrivals = [self._sought[topic].wait() for topic in topics]
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_S):
+                    await asyncio.gather(*arrivals)
+            await client.unsubscribe(list(topics))
+            return {topic for topic in topics if self._sought[topic].is_set()}
+        finally:
+            for topic in topics:
+                self._sought.pop(topic, None)
 
     async def _receive(self, client: aiomqtt.Client, worker: ThreadPoolExecutor) -> None:
         loop = asyncio.get_running_loop()
@@ -244,7 +295,7 @@ class Link:
             clean_start=True,
             keepalive=KEEPALIVE_S,
             tls_context=_tls(settings.broker_ca) if parts.scheme == "mqtts" else None,
-            queue_type=_CountingQueue,
+            queue_type=type("_Queue", (_CountingQueue,), {"sought": self._sought}),
             logger=_client_log,
             max_queued_incoming_messages=INCOMING_LIMIT,
             max_inflight_messages=2 * IN_FLIGHT,
@@ -256,8 +307,17 @@ class Link:
 
 
 async def _publish(client: aiomqtt.Client, message: Message) -> None:
+    properties = None
+    if message.expiry_s:
+        properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call] # paho has no types here
+        properties.MessageExpiryInterval = message.expiry_s
     await client.publish(
-        message.topic, message.payload, qos=message.qos, retain=message.retain, timeout=PUBLISH_TIMEOUT_S
+        message.topic,
+        message.payload,
+        qos=message.qos,
+        retain=message.retain,
+        properties=properties,
+        timeout=PUBLISH_TIMEOUT_S,
     )
 
 

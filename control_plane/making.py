@@ -4,7 +4,7 @@ The rows of the database say it all: the version its data, recipe and figures, t
 the tools that made it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import select
@@ -30,7 +30,8 @@ class Making:
     """One build with its lineage; `files` maps names to SHA-256 (the manifest among them), `created` is ISO 8601.
 
     `tools` are versions by name as they were when it was compiled, among them `skerry` and its `revision`; empty for a
-    build that an older Skerry made. `report` is the gate's, `chosen` the figures of the candidate that won.
+    build that an older Skerry made. `report` is the gate's, `precision` names the candidate that became the build, and
+    `chosen` has its figures. `second` is the build that stays beside the one that the gate chose.
     """
 
     model: str
@@ -45,20 +46,35 @@ class Making:
     files: dict[str, str]
     report: dict[str, Any]
     tools: dict[str, str]
+    second: bool = False
+
+    @property
+    def precision(self) -> str:
+        """The candidate that became this build."""
+        kept = self.report.get("kept") or [self.report.get("chosen", "")]
+        return str(kept[-1] if self.second else kept[0])
 
     @property
     def chosen(self) -> dict[str, Any]:
         """The measured figures of the candidate that became the artifact."""
         candidates = self.report.get("candidates", ())
-        return next((dict(each) for each in candidates if each.get("name") == self.report.get("chosen")), {})
+        return next((dict(each) for each in candidates if each.get("name") == self.precision), {})
 
     def path(self, file: str) -> str:
         """Return the target path of a file."""
-        return target_name(self.model, self.version, self.profile, file)
+        return target_name(self.model, self.version, self.profile, file, second=self.second)
 
 
-def making_of(session: Session, version: ModelVersion, build: Build) -> Making:
-    """Return how a build of a version came to be."""
+def makings_of(session: Session, version: ModelVersion, build: Build) -> tuple[Making, ...]:
+    """Return how a build of a version came to be, and the second one beside it where the gate kept two."""
+    first = _making(session, version, build)
+    kept = build.report.get("second") or {}
+    if not kept.get("manifest"):
+        return (first,)
+    return first, replace(first, second=True, files={**kept["files"], MANIFEST: str(kept["manifest"])})
+
+
+def _making(session: Session, version: ModelVersion, build: Build) -> Making:
     known = select(DatasetPart).where(DatasetPart.sha256.in_(version.parts), DatasetPart.dataset == version.dataset)
     rows = {part.sha256: part.rows for part in session.scalars(known)}
     name = version.dataset or "samples"

@@ -107,8 +107,9 @@ def _roll_out(plane: Plane, *, device: str, release: str) -> None:
         if _is_assigned(session, device, release):
             return
         wave = WaveRequest(name=WAVE, devices=(device,))
-        rollouts.create(session, release=release, waves=[wave], now=now)
-    rollouts.reconcile(plane, now)
+        number = rollouts.create(session, release=release, waves=[wave], now=now).id
+    # the bundle carries the files themselves: it waits for no deltas
+    rollouts.reconcile(plane, now, at_once=number)
 
 
 def _open_offline(session: Session, device: str) -> list[int]:
@@ -146,7 +147,8 @@ def _sign(plane: Plane, device: str, *, release: str, enrolled: bytes, days: int
         until = _end(session, now + timedelta(days=days))
         header = codec.encode(_header(plane, device, release=release, now=now, until=until))
         proof = hashlib.sha256(header + enrolled).hexdigest() if enrolled else ""
-        director.assign(plane, session, device=device, terms=replace(terms, enrolled=proof), target=target.path)
+        bound = replace(terms, enrolled=proof)
+        director.assign(plane, session, device=device, terms=bound, target=target.path, offline=True)
 
         members = _image(plane, session, until=until)
         members[bundle.ASSIGN] = codec.encode(_director(plane, session, device, until=until))

@@ -63,7 +63,14 @@ def renew(plane: Plane, session: Session, request: RenewRequest) -> Enrolled:
 
     name = identity(plane.settings.project, device.name)
     device_ca = authority.load_authority(plane.home.ca, "device")
-    issued = authority.issue(device_ca, csr, name=name, now=now, crl_url=plane.settings.crl_url)
+    issued = authority.issue(
+        device_ca,
+        csr,
+        name=name,
+        now=now,
+        life=timedelta(seconds=plane.settings.certificate_life_s),
+        crl_url=plane.settings.crl_url,
+    )
     revocation.note_issued(session, device, issued, now=now)
     events.record(session, "renew", device.name, f"{device.name} renewed its certificate")
     return enrolment.answer(plane, session, device, load_profile(device.profile), certificate=issued.pem)

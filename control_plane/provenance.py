@@ -37,7 +37,7 @@ def provenance(making: Making) -> bytes:
                     "recipe": making.recipe,
                 },
                 "internalParameters": {
-                    "chosen": making.report.get("chosen", ""),
+                    "chosen": making.precision,
                     "candidateRecipe": making.chosen.get("recipe", {}),
                 },
                 "resolvedDependencies": _dependencies(making),

@@ -9,7 +9,7 @@ The releases of a model whose policy is `automatic` are signed by its own online
 and until the end that the offline keys granted.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -23,10 +23,11 @@ from control_plane import (
     image_repository,
     policies,
     provenance,
+    retention,
     rollouts,
     staging,
 )
-from control_plane.making import MANIFEST, Making, making_of
+from control_plane.making import MANIFEST, Making, makings_of
 from control_plane.plane import Plane
 from control_plane.refusals import Conflict, Unknown
 from control_plane.schema import Build, ModelVersion, Release
@@ -77,6 +78,7 @@ def stage(plane: Plane, session: Session, *, model: str, version: int) -> Releas
     for build in builds:
         files |= _list_build(plane, session, row, build)
     profiles = sorted(build.profile for build in builds)
+    retention.check_room(plane, session, name, lengths=retention.fetched(files), model=model)
     if release is None:
         release = Release(name=name, model=model, version=version, state=_STAGED, role=Targets.type, created_at=now)
         session.add(release)
@@ -84,7 +86,8 @@ def stage(plane: Plane, session: Session, *, model: str, version: int) -> Releas
         staging.discard(session, STAGED_AS, name)
         _sign_online(plane, session, release, files)
         return release
-    staging.stage(session, STAGED_AS, name, staging.Edit(add=staging.listed(files)), now=now)
+    payload = staging.stage(session, STAGED_AS, name, staging.Edit(add=staging.listed(files)), now=now)
+    retention.check_message(plane, name, len(payload))
     events.record(session, "release", name, f"{name} is staged for {', '.join(profiles)}", profiles=profiles)
     return release
 
@@ -189,16 +192,6 @@ def target_path(release: Release, profile: str) -> str:
     return target_name(release.model, release.version, profile, MANIFEST)
 
 
-def blobs(session: Session, release: Release) -> dict[str, int]:
-    """Return the files of a live release that devices fetch, as listed: SHA-256 to length."""
-    listed = image_repository.release_targets(session, release.role)
-    return {
-        target.hashes["sha256"]: target.length
-        for target in listed.values()
-        if target.path.startswith(_folder(release)) and target.path.rpartition("/")[2] not in DOCUMENTS
-    }
-
-
 def document(plane: Plane, session: Session, name: str, *, profile: str, file: str) -> bytes:
     """Return the bill of materials or the provenance of a build as it is, or is to be, signed.
 
@@ -246,19 +239,13 @@ def _folder(release: Release) -> str:
 
 def _list_build(plane: Plane, session: Session, version: ModelVersion, build: Build) -> dict[str, TargetFile]:
     """Return the target entries of a build, and of the second one beside it where the gate kept two."""
-    making = making_of(session, version, build)
-    documents = {name: plane.blobs.put(write(making)) for name, write in DOCUMENTS.items()}
-    listed = _entries(plane, build, {**making.files, **documents}.items(), second=False)
-    second = build.report.get("second") or {}
+    makings = makings_of(session, version, build)
     # noted here and not when it was compiled: what is not listed cannot be assigned
-    build.second = str(second.get("manifest", ""))
-    if build.second:
-        listed |= _entries(plane, build, {**second["files"], MANIFEST: build.second}.items(), second=True)
+    build.second = makings[1].files[MANIFEST] if len(makings) > 1 else ""
+    listed: dict[str, TargetFile] = {}
+    for making in makings:
+        documents = {name: plane.blobs.put(write(making)) for name, write in DOCUMENTS.items()}
+        for name, sha256 in {**making.files, **documents}.items():
+            path = making.path(name)
+            listed[path] = TargetFile(len(plane.blobs.get(sha256)), {"sha256": sha256}, path)
     return listed
-
-
-def _entries(plane: Plane, build: Build, files: Iterable[tuple[str, str]], *, second: bool) -> dict[str, TargetFile]:
-    paths = {
-        target_name(build.model, build.version, build.profile, name, second=second): sha256 for name, sha256 in files
-    }
-    return {path: TargetFile(len(plane.blobs.get(sha256)), {"sha256": sha256}, path) for path, sha256 in paths.items()}

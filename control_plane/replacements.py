@@ -34,18 +34,22 @@ _NOT_UNDER_WAY = ("waiting", "left-out", "committed", "failed")
 
 @dataclass(frozen=True, slots=True)
 class Good:
-    """A live release of the model with a build for the device's profile; `online` when an online key signed it."""
+    """A build for the device's profile of a live release of the model; `online` when an online key signed that.
+
+    `second` is the build that stays beside the one that the gate chose.
+    """
 
     release: str
     version: int
     manifest: str
     online: bool = False
+    second: bool = False
 
 
 def choose(good: Iterable[Good], *, running: str, revoked_version: int, refuses_online: bool) -> Good | None:
     """Return what a device is to run instead of a revoked version: what it runs if that is good, else the next older.
 
-    `running` is the digest of the manifest that it reports.
+    `running` is the digest of the manifest that it reports. Of two builds of a release the first in `good` is taken.
     """
     allowed = [each for each in good if not (each.online and refuses_online)]
     kept = next((each for each in allowed if each.manifest == running), None)
@@ -177,7 +181,7 @@ def _assign(
         release=found.release,
         rollback=True,
     )
-    target = target_name(model, found.version, device.profile, "manifest.json")
+    target = target_name(model, found.version, device.profile, "manifest.json", second=found.second)
     return director.assign(plane, session, device=device.name, terms=terms, target=target)
 
 
@@ -206,6 +210,12 @@ def _good(session: Session, model: str, profile: str) -> list[Good]:
         .where(Release.model == model, Release.state == "live", Build.profile == profile, Build.manifest != "")
     )
     return [
-        Good(release.name, release.version, build.manifest, online=release.role != OFFLINE)
+        Good(release.name, release.version, manifest, online=release.role != OFFLINE, second=manifest == build.second)
         for release, build in session.execute(live)
+        # the one that the first devices chose before the other
+        for manifest in sorted(_manifests(build), key=lambda each: each != _chosen(release, build))
     ]
+
+
+def _chosen(release: Release, build: Build) -> str:
+    return str(release.choices.get(build.profile, {}).get("manifest") or build.manifest)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from control_plane import director, groups, second_builds
+from control_plane import deltas, director, groups, publication, second_builds
 from control_plane.builds import find_build
 from control_plane.events import record
 from control_plane.refusals import Conflict, Unknown
@@ -132,16 +132,26 @@ def _end(session: Session, rollout: Rollout, reason: str, now: datetime) -> None
     rollout.state, rollout.reason, rollout.ended_at = "cancelled", reason, now
 
 
-def reconcile(plane: "Plane", now: datetime) -> int:
+def reconcile(plane: "Plane", now: datetime, *, at_once: int = 0) -> int:
     """Bring every running rollout as far as it can go now; return the number of actions done.
+
+    A rollout waits while deltas of its release are being made, but for the one numbered `at_once`.
 
     Called twice with nothing new in between, the second call does nothing and returns 0.
     """
     with plane.readers() as session:
-        running = list(session.scalars(select(Rollout.id).where(Rollout.state == "running").order_by(Rollout.id)))
-        due = [number for number in running if _plan(session, number)]
+        running = session.execute(
+            select(Rollout.id, Rollout.release).where(Rollout.state == "running").order_by(Rollout.id)
+        )
+        due = [
+            (number, release)
+            for number, release in running
+            if (number == at_once or not deltas.awaited(session, release, now=now)) and _plan(session, number)
+        ]
     done = 0
-    for number in due:
+    for number, release in due:
+        # before any assignment names them: chunks of deltas that have just been made, or of a release cleared before
+        publication.publish_release(plane, release)
         while (advanced := _advance(plane, number, now)) and not plane.stopping.is_set():
             done += advanced
     return done

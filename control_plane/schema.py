@@ -292,14 +292,63 @@ class SealedArtifact(Table):
     files: Mapped[dict[str, Any]] = mapped_column(default=dict)
 
 
+class MadeDelta(Table):
+    """What came of making the file `target` from `source`, both SHA-256; from nothing (packed) where that is empty.
+
+    `sha256`, `length` and `chunks` describe the delta; they are empty where it is not worth sending, and `reason` says
+    why.
+    """
+
+    __tablename__ = "delta"
+    source: Mapped[str] = mapped_column(String(64), primary_key=True)
+    target: Mapped[str] = mapped_column(String(64), primary_key=True)
+    sha256: Mapped[str] = mapped_column(String(64), default="")
+    length: Mapped[int] = mapped_column(default=0)
+    chunks: Mapped[list[Any]] = mapped_column(default=list)
+    reason: Mapped[str] = mapped_column(default="")
+
+
+class SealedDelta(Table):
+    """The one sealed form of a delta under the content key of an artifact; `sealed` names the blob."""
+
+    __tablename__ = "sealed_delta"
+    manifest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
+    sealed: Mapped[str] = mapped_column(String(64))
+
+
 class Publication(Table):
-    """A sealed blob whose chunks are retained on the broker; `bytes_sent` counts all bytes ever published for it."""
+    """A sealed blob whose chunks are retained on the broker; `bytes_sent` counts all bytes ever published for it.
+
+    `published_at` is when the last of them was handed over, none while that is not done or no longer known to hold;
+    `asked_at` when a device last said that it waits for them in vain.
+    """
 
     __tablename__ = "publication"
     sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
     release: Mapped[str] = mapped_column(ForeignKey("release.name"), index=True)
     length: Mapped[int]
     bytes_sent: Mapped[int] = mapped_column(default=0)
+    published_at: Mapped[datetime | None]
+    asked_at: Mapped[datetime | None]
+
+
+class Configuration(Table):
+    """What an operator wants of a device, or of all of a group. `scope`: device or group."""
+
+    __tablename__ = "configuration"
+    scope: Mapped[str] = mapped_column(String(6), primary_key=True)
+    name: Mapped[str] = mapped_column(String(63), primary_key=True)
+    config: Mapped[dict[str, Any]] = mapped_column(default=dict)
+
+
+class DesiredState(Table):
+    """The desired half of a device's twin as published: group and device taken together, under its version."""
+
+    __tablename__ = "desired"
+    device: Mapped[str] = mapped_column(String(63), primary_key=True)
+    version: Mapped[int]
+    config: Mapped[dict[str, Any]] = mapped_column(default=dict)
 
 
 class OutboxMark(Table):

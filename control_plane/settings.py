@@ -7,14 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from control_plane.authority import DEVICE_LIFE
 from control_plane.home import write_secret
 from skerry.errors import Broken, Rejected
 from skerry.wire.topics import check_name
 
 EMBEDDED = "embedded"
+BROKER_PRESETS = ("mosquitto", "emqx", "embedded", "128k-cloud")
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 # of the 64 characters of a certificate's common name, PROJECT.DEVICE, this leaves 31 to the device
 MAX_PROJECT = 32
+# a device renews over the network, on a machine that may be busy
+MIN_CERTIFICATE_LIFE_S = 30
+MAX_CERTIFICATE_LIFE_S = 365 * 86400
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +32,11 @@ class Settings:
     instead. `broker_folder` is what `skerry broker config` wrote, where the revocation list is kept current, and
     `broker_reload` the command that makes the broker read it (where empty: SIGHUP to the process in its pid file);
     `crl_url`, where given, stands in certificates for brokers that fetch the list from there (`GET /v1/crl` has it).
+    `certificate_life_s` is how long a device's certificate lives; it is renewed at two thirds of that.
+    `broker_preset` says what the broker allows (`control_plane.transport`); where empty, what Mosquitto or the embedded
+    one does; `broker_retained_mb`, where not 0, how many megabytes of retained messages it may hold instead. With
+    `over_budget` = `refuse` a release that it has no room for is refused, with `https` its devices fetch it over HTTPS
+    alone. Above `https_above_mb` megabytes times devices of a rollout HTTPS is the first road.
     `upload_limit_bytes` caps the body of a request.
     """
 
@@ -41,6 +51,11 @@ class Settings:
     broker_folder: str = ""
     broker_reload: str = ""
     crl_url: str = ""
+    certificate_life_s: int = int(DEVICE_LIFE.total_seconds())
+    broker_preset: str = ""
+    broker_retained_mb: int = 0
+    over_budget: str = "refuse"
+    https_above_mb: int = 100_000
     upload_limit_bytes: int = 256 << 20
 
     def __post_init__(self) -> None:
@@ -53,8 +68,10 @@ class Settings:
         ports = [self.port, self.pages_port, *([self.broker_port] if self.embedded_broker else [])]
         if len(set(ports)) < len(ports):
             raise Rejected(f"ports: expected different ones, got {', '.join(map(str, ports))}")
+        _check_life(self.certificate_life_s)
         if self.broker != EMBEDDED:
             _check_broker(self.broker, "broker")
+        self._check_delivery()
         if self.crl_url and urlsplit(self.crl_url).scheme not in ("http", "https"):
             raise Rejected(f"crl_url: expected http://..., got {self.crl_url!r}")
         if self.broker_advertised:
@@ -64,6 +81,17 @@ class Settings:
                     "broker_advertised: expected mqtt:// on loopback for the embedded broker, which knows no "
                     "identities behind TLS either, got mqtts://; see: skerry broker config"
                 )
+
+    def _check_delivery(self) -> None:
+        if self.broker_preset not in ("", *BROKER_PRESETS):
+            raise Rejected(
+                f"broker_preset: expected one of {', '.join(BROKER_PRESETS)}, got {self.broker_preset!r:.40}"
+            )
+        if self.over_budget not in ("refuse", "https"):
+            raise Rejected(f"over_budget: expected refuse or https, got {self.over_budget!r:.40}")
+        for name in ("broker_retained_mb", "https_above_mb"):
+            if getattr(self, name) < 0:
+                raise Rejected(f"{name}: expected 0 or more, got {getattr(self, name)}")
 
     @property
     def embedded_broker(self) -> bool:
@@ -132,6 +160,12 @@ def save_settings(settings: Settings, home: Path) -> None:
     lines = [f"{name} = {json.dumps(value)}" for name, value in dataclasses.asdict(settings).items()]
     text = "# Skerry control plane; restart skerry-server after a change.\n" + "\n".join(lines) + "\n"
     write_secret(home / "settings.toml", text.encode())
+
+
+def _check_life(life_s: int) -> None:
+    if not MIN_CERTIFICATE_LIFE_S <= life_s <= MAX_CERTIFICATE_LIFE_S:
+        expected = f"{MIN_CERTIFICATE_LIFE_S} to {MAX_CERTIFICATE_LIFE_S} seconds"
+        raise Rejected(f"certificate_life_s: expected {expected}, got {life_s}")
 
 
 def _check_broker(url: str, name: str) -> None:

@@ -63,6 +63,16 @@ class Blobs:
             raise Broken(f"blob {sha256}: expected these bytes, got {found}; the disk damaged it, restore a backup")
         return data
 
+    def part(self, sha256: str, start: int, end: int) -> bytes:
+        """Return the bytes of a blob from `start` up to `end`, as they lie on the disk: its reader verifies them.
+
+        Raises:
+            Rejected: there is no such blob.
+        """
+        if self._length(sha256) is None:
+            raise Rejected(f"blob: expected one of this store, got {sha256!r:.80}")
+        return bytes(self._store.get_range(sha256, start=start, end=end))
+
     def exists(self, sha256: str) -> bool:
         """Say whether the store holds a blob of that name."""
         return self._length(sha256) is not None

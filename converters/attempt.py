@@ -51,18 +51,23 @@ _WRITING = threading.Lock()
 class Attempt:
     """What one precision came to: `measured` is the figures, or in one line why there are none.
 
-    `outputs` by name are of every row: calibration, held out, field.
+    `outputs` by name are of every row: calibration, held out, field. Of one that keeps the grids of the version before,
+    `free` is the same precision with grids of its own.
     """
 
     candidate: Candidate | None
     outputs: Mapping[str, Array]
     measured: Measurement | str
     cached: bool = False
+    free: "Attempt | None" = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trial:
-    """Everything that attempts of one model for one profile share; `base` is the float form, once it is there."""
+    """Everything that attempts of one model for one profile share; `base` is the float form, once it is there.
+
+    `previous` is the model file whose grids the quantiser keeps where they fit; empty for none.
+    """
 
     source: Source
     profile: Profile
@@ -74,6 +79,7 @@ class Trial:
     cache: Cache | None = None
     base: Candidate | None = None
     shared_key: str = ""
+    previous: bytes = b""
 
     @property
     def source_digest(self) -> str:
@@ -160,7 +166,9 @@ class Trial:
     def _write(self, precision: str) -> Candidate:
         spans = {name: float(np.ptp(array)) if array.size else 0.0 for name, array in self.expected.items()}
         calibration = dict(self.calibration.inputs)
-        return write_candidate(self.source, self.profile, precision, calibration=calibration, spans=spans)
+        return write_candidate(
+            self.source, self.profile, precision, calibration=calibration, spans=spans, previous=self.previous
+        )
 
     def _measure(self, candidate: Candidate, run: Run, race: Race | None) -> Measurement:
         held_out = slice(len(self.calibration), len(self.calibration) + len(self.holdout))
@@ -197,7 +205,9 @@ class Trial:
 
     def _key(self, precision: str) -> str:
         base = "" if self.base is None else self.base.digest
-        return key_of({"what": "attempt", "shared": self.shared_key, "precision": precision, "base": base})
+        previous = hashlib.sha256(self.previous).hexdigest() if self.previous else ""
+        parts = {"shared": self.shared_key, "precision": precision, "base": base, "previous": previous}
+        return key_of({"what": "attempt", **parts})
 
 
 def reference_outputs(source: Source, parts: Sequence[Rows], *, cache: Cache | None) -> dict[str, Array]:

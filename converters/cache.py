@@ -120,8 +120,9 @@ def tool_versions() -> dict[str, str]:
 def writer_version() -> str:
     """Return the digest of the code that writes and measures candidates: a changed writer never meets old results."""
     digest = hashlib.sha256()
-    packages = Path(__file__).parent, Path(__file__).parent.parent / "skerry" / "runtimes"
-    for folder in packages:
+    ours = Path(__file__).parent
+    shared = ours.parent / "skerry"
+    for folder in (ours, shared / "runtimes", shared / "delivery" / "delta"):
         for path in sorted(folder.rglob("*")):
             if path.is_file() and path.suffix in (".py", ".h", ".c", ".cc", ".ld"):
                 digest.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes() + b"\0")

@@ -72,6 +72,7 @@ def write_candidate(
     *,
     calibration: Mapping[str, Array],
     spans: Mapping[str, float],
+    previous: bytes = b"",
 ) -> Candidate:
     """Write one precision for the profile's runtime; equal arguments give equal bytes.
 
@@ -81,6 +82,8 @@ def write_candidate(
         precision: one of the profile's, or float32.
         calibration: rows by input name, rows first.
         spans: by output name, the difference of the largest and the least of the float outputs; for tolerances.
+        previous: the model file of the version before in this precision, whose grids static int8 forms keep where
+            they fit; empty for none.
 
     Raises:
         Rejected: the precision has no writer for this runtime, or an operator cannot be written; names it.
@@ -96,12 +99,14 @@ def write_candidate(
         return Candidate(FLOAT, C_FILE, data, tolerances=tolerances, recipe=recipe, extras=beside)
     if profile.runtime == "onnxruntime":
         vnni = "vnni" in profile.features
-        data, recipe = write_onnx(source, precision, calibration=calibration, vnni=vnni)
+        data, recipe = write_onnx(source, precision, calibration=calibration, vnni=vnni, previous=previous)
         return Candidate(precision, "model.onnx", data, tolerances=tolerances, recipe=recipe)
     if precision == HYBRID and not source.boundary:
         source = replace(source, boundary=find_boundary(source))
     per_channel = profile.runtime != "tflite-runtime"
-    data, recipe = write_tflite(source, precision, calibration=calibration, dense_per_channel=per_channel)
+    data, recipe = write_tflite(
+        source, precision, calibration=calibration, dense_per_channel=per_channel, previous=previous
+    )
     return Candidate(precision, "model.tflite", data, tolerances=tolerances, recipe=recipe)
 
 

@@ -7,7 +7,8 @@
     outcome.artifact                # {"manifest.json": bytes, "model.onnx": bytes, ...}, None unless passed
 
     float form first -> the others, best first, within the budget -> full int8 fell short? the mixed arrangement
-    -> the gate -> what an emulator says of those that stay -> the gate again -> the artifact
+    -> the gate -> refused on the grids of the version before? the same on grids of its own, and the gate again
+    -> what an emulator says of those that stay -> the gate again -> the artifact
 
 Arguments and outcome can be pickled, so it can be handed to a process pool; every candidate is run in child processes,
 `parallel` of them at once. With a cache, what was measured before is not measured again: the gate judges what was
@@ -37,6 +38,7 @@ from converters.gate import (
     not_run,
 )
 from converters.gate_report import FIELD
+from converters.predecessor import Following, freed, with_deltas
 from converters.samples import Array, Rows, join_inputs
 from converters.search import best_first, search
 from converters.source import TFLITE, Source
@@ -75,6 +77,7 @@ def compile_model(
     holdout: Rows,
     field: Rows | None = None,
     previous: Source | None = None,
+    before: Mapping[str, bytes] | None = None,
     field_of: str = FIELD,
     ungated: str = "",
     lineage: Mapping[str, str] | None = None,
@@ -97,6 +100,8 @@ def compile_model(
         holdout: rows of the groups that were not learnt from: accuracy, agreement, golden vectors.
         field: labelled windows from the field; they gate against `previous`, and neither train nor calibrate.
         previous: the version that the field runs now; it takes the same rows and has the same labels.
+        before: the model files by precision that devices of this profile run now; int8 forms keep their grids where
+            they fit, under the same gate.
         field_of: what those windows are, for the report.
         ungated: why there are none although a version runs in the field, for the report.
         lineage: recorded in the manifest.
@@ -133,7 +138,7 @@ def compile_model(
         runtime_version=found.version,
         cache=cache,
     ).keyed()
-    attempts, missed = _attempts(trial, precisions, budget_s=budget_s, parallel=parallel, log=log)
+    attempts, missed = _attempts(trial, precisions, before=before or {}, budget_s=budget_s, parallel=parallel, log=log)
     reference = reference_of(trial, attempts[precisions[0]], previous=previous)
     reference = replace(reference, field_of=field_of, ungated=ungated)
     golden = _golden_rows(source, calibration, holdout)
@@ -145,6 +150,7 @@ def compile_model(
         )
 
     report = _with_missed(_judged(trial, attempts, reference, ask=ask), missed)
+    report = with_deltas(report, attempts, before=before or {}, cache=cache)
     history.record(cache, trial.source_digest, report)
     log(f"{profile.name}: {report.verdict}: {report.chosen or report.reason}")
     recipes = {each: dict(a.candidate.recipe) for each, a in attempts.items() if a.candidate is not None}
@@ -180,7 +186,13 @@ def compile_model(
 
 
 def _attempts(
-    trial: Trial, precisions: tuple[str, ...], *, budget_s: float, parallel: int, log: Log
+    trial: Trial,
+    precisions: tuple[str, ...],
+    *,
+    before: Mapping[str, bytes],
+    budget_s: float,
+    parallel: int,
+    log: Log,
 ) -> tuple[dict[str, Attempt], tuple[str, ...]]:
     """Return what was attempted, the first form before the others, and what the budget did not reach."""
     name = trial.profile.name
@@ -191,20 +203,20 @@ def _attempts(
     first = precisions[0]
     attempts = {first: trial(first)}
     told(first, attempts[first], precisions[1:])
-    trial = replace(trial, base=attempts[first].candidate)
+    tried = Following(replace(trial, base=attempts[first].candidate), before)
     for precision in precisions[1:]:
-        found = trial.recall(precision)
+        found = tried.recall(precision)
         if found is not None:
             attempts[precision] = found
             told(precision, found, tuple(each for each in precisions if each not in attempts))
     left = tuple(each for each in precisions if each not in attempts)
     order = best_first(left, history.recall(trial.cache, trial.source_digest, but=name))
-    searched = search(trial, order, budget_s=budget_s, parallel=parallel, told=told)
+    searched = search(tried, order, budget_s=budget_s, parallel=parallel, told=told)
     attempts |= searched.found
     written = trial.source.format != TFLITE and HYBRID not in (*attempts, *searched.missed)
     if written and _falls_short(attempts.get(FULL), trial.profile):
         log(f"{name}: {FULL} falls short of the floor: trying {HYBRID}")
-        attempts[HYBRID] = trial(HYBRID)
+        attempts[HYBRID] = tried(HYBRID)
         told(HYBRID, attempts[HYBRID], ())
     return attempts, searched.missed
 
@@ -212,7 +224,10 @@ def _attempts(
 def _judged(
     trial: Trial, attempts: dict[str, Attempt], reference: Reference, *, ask: Callable[[Attempt], Attempt]
 ) -> GateReport:
-    """Judge, ask the emulator about those that would stay, and judge again until it was asked about all of them."""
+    """Judge, ask the emulator about those that would stay, and judge again until it was asked about all of them.
+
+    What was refused on the grids of the version before is judged again on grids of its own.
+    """
     profile = trial.profile
     listed = list(profile.precision)
     if trial.source.format == TFLITE:
@@ -226,6 +241,11 @@ def _judged(
         named = [each for each in dict.fromkeys((*profile.precision, *attempts)) if each in attempts]
         measured = [(each, attempts[each].measured) for each in named]
         report = judge(measured, profile, reference=reference, runtime_version=trial.runtime_version)
+        free = freed(report, attempts)
+        if free:
+            attempts |= free
+            asked -= set(free)
+            continue
         fresh = [each for each in report.kept if each not in asked]
         if not fresh:
             return report
@@ -283,6 +303,7 @@ def _line(attempt: Attempt) -> str:
         f"{measured.size_bytes} bytes",
         f"{measured.ram_bytes} bytes of memory",
         "" if measured.latency_p99_us is None else f"p99 {measured.latency_p99_us} us",
+        "" if measured.sticky is None else f"{measured.sticky.kept} of {measured.sticky.scales} scales kept",
         "from the cache" if attempt.cached else "",
     ]
     return ", ".join(word for word in words if word)

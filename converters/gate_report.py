@@ -34,6 +34,29 @@ class Evidence:
 
 
 @dataclass(frozen=True, slots=True)
+class Sticky:
+    """What keeping the grids of the version before came to: `kept` of its `scales` stayed what they were.
+
+    `before` is the SHA-256 of that version's model file. Figures named `free_` are of the same precision with grids of
+    its own; `taken` says whether the form with the kept grids is the one that these figures stand beside, or was
+    refused. The lengths of deltas from `before` are of what stays in a release. What was not measured is None.
+    """
+
+    before: str
+    kept: int
+    scales: int
+    taken: bool
+    accuracy: float | None = None
+    free_accuracy: float | None = None
+    agreement: float | None = None
+    free_agreement: float | None = None
+    output_error: float | None = None
+    free_output_error: float | None = None
+    delta_bytes: int | None = None
+    free_delta_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Measurement:
     """What one candidate did on the runtime of the profile; what was not measured is None, or empty.
 
@@ -44,6 +67,7 @@ class Measurement:
     (1 - R2 is its square). `architecture` and `features` are those of the machine that measured. `latency_ratio` is
     the median latency over that of the float build in the same process, `latency_ratio_low` to `latency_ratio_high`
     its 95 % interval. `deterministic`: two runs gave equal bytes. `deflated_bytes`: the file as zlib packs it.
+    `sticky`: what keeping the grids of the version before came to, where there is one.
     """
 
     size_bytes: int
@@ -70,6 +94,7 @@ class Measurement:
     operators: tuple[str, ...] = ()
     opset: int = 0
     evidence: tuple[Evidence, ...] = ()
+    sticky: Sticky | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,11 +227,32 @@ def table(report: GateReport) -> str:
     for each in report.candidates:
         lines += [f"  {each.precision}: {why}" for why in (*each.reasons, *([each.lost] if each.lost else []))]
     for each in report.candidates:
+        if each.measurement is not None and each.measurement.sticky is not None:
+            lines.append(f"  {each.precision}: {sticky_line(asdict(each.measurement.sticky))}")
+    for each in report.candidates:
         missing = [
             c for c in each.checks if c.outcome == NOT_RUN and (each.precision in report.kept or not report.kept)
         ]
         lines += [f"  {each.precision}: {c.name}: not run: {c.got}" for c in missing]
     return "\n".join(lines)
+
+
+def sticky_line(sticky: Mapping[str, Any] | None) -> str:
+    """Return in one line what keeping grids came to, from the JSON tree of a `Sticky`; the free form in brackets."""
+    if not sticky:
+        return ""
+    figures = (("accuracy", _number), ("agreement", _number), ("output_error", _number), ("delta_bytes", _bytes))
+    words = [f"scales of the version before {'kept' if sticky.get('taken') else 'refused'}: "]
+    words[0] += f"{sticky.get('kept')} of {sticky.get('scales')}"
+    for name, written in figures:
+        one, other = (written(sticky.get(each)) for each in (name, f"free_{name}"))
+        if (one, other) != ("-", "-"):
+            words.append(f"{name.split('_')[0 if name == 'delta_bytes' else -1]} {one} (free {other})")
+    return ", ".join(words)
+
+
+def _bytes(value: int | None) -> str:
+    return "-" if value is None else f"{value} bytes"
 
 
 def _row(candidate: CandidateReport, report: GateReport) -> tuple[str, ...]:

@@ -38,7 +38,7 @@ PRECISIONS = (
 
 
 def write_onnx(
-    source: Source, precision: str, *, calibration: Mapping[str, Array], vnni: bool
+    source: Source, precision: str, *, calibration: Mapping[str, Array], vnni: bool, previous: bytes = b""
 ) -> tuple[bytes, dict[str, str]]:
     """Return the model in a precision, and the recipe that makes it again.
 
@@ -47,6 +47,7 @@ def write_onnx(
         precision: one of `PRECISIONS`.
         calibration: rows by input name, rows first; used by the static forms alone.
         vnni: whether the processor multiplies int8 without saturating; without it, weights keep to seven bits.
+        previous: the file of the version before in the same precision, whose grids `int8-qdq` keeps where they fit.
 
     Raises:
         Rejected: the source is TFLite, or nothing in it can be written in that precision; says which.
@@ -69,7 +70,7 @@ def write_onnx(
             data, made = onnx_quantise.dynamic(data, boundary=source.boundary, vnni=vnni)
         else:
             data, made = onnx_quantise.static(
-                data, form=step, calibration=calibration, boundary=source.boundary, vnni=vnni
+                data, form=step, calibration=calibration, boundary=source.boundary, vnni=vnni, previous=previous
             )
         recipe |= made
     return bare(data), recipe

@@ -325,6 +325,18 @@ class Client:
         body = {"approve": approve, "refuse_automatic": refuse_automatic}
         return self._object("PUT", f"/v1/groups/{_segment(name)}", json=body)
 
+    def configure_group(self, name: str, changes: Mapping[str, str]) -> dict[str, Json]:
+        """Set keys of the desired configuration of a group's devices; an empty value takes a key away."""
+        return self._object("PUT", f"/v1/groups/{_segment(name)}/config", json={"set": dict(changes)})
+
+    def configure_device(self, name: str, changes: Mapping[str, str]) -> dict[str, Json]:
+        """Set keys of the desired configuration of one device, over those of its group."""
+        return self._object("PUT", f"/v1/devices/{_segment(name)}/config", json={"set": dict(changes)})
+
+    def device_config(self, name: str) -> dict[str, Json]:
+        """Return what a device is told to keep to, and which version of it the device reports."""
+        return self._object("GET", f"/v1/devices/{_segment(name)}/config")
+
     def devices(self) -> list[Json]:
         """Return all devices."""
         return self._list("GET", "/v1/devices")

@@ -54,10 +54,11 @@ def wait_for_port(port: int, timeout_s: float = 15.0) -> None:
 
 @dataclass
 class Mosquitto:
-    """A Mosquitto of the test's own, on 127.0.0.1; `stop` and `start` make an outage."""
+    """A Mosquitto of the test's own, on 127.0.0.1, configured with `lines` more; `stop` and `start` make an outage."""
 
     program: str
     folder: Path
+    lines: tuple[str, ...] = ()
     port: int = field(default_factory=pick_port)
     process: subprocess.Popen[bytes] | None = None
 
@@ -69,7 +70,8 @@ class Mosquitto:
     def start(self) -> None:
         """Start it; returns when it accepts connections."""
         config = self.folder / "mosquitto.conf"
-        config.write_text(f"listener {self.port} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\n")
+        lines = (f"listener {self.port} 127.0.0.1", "allow_anonymous true", "set_tcp_nodelay true", *self.lines)
+        config.write_text("\n".join(lines) + "\n")
         self.process = subprocess.Popen(
             [self.program, "-c", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
@@ -84,12 +86,25 @@ class Mosquitto:
 
 
 @pytest.fixture
-def mosquitto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mosquitto]:
+def make_mosquitto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Mosquitto]]:
+    """Return a function that starts a Mosquitto with more lines of configuration; mark such tests `broker`."""
+    program = _required("mosquitto", "/usr/sbin", package="mosquitto")
+    servers: list[Mosquitto] = []
+
+    def make(*lines: str) -> Mosquitto:
+        servers.append(Mosquitto(program, tmp_path_factory.mktemp("mosquitto"), lines))
+        servers[-1].start()
+        return servers[-1]
+
+    yield make
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture
+def mosquitto(make_mosquitto: Callable[..., Mosquitto]) -> Mosquitto:
     """Run a Mosquitto for the test; mark such tests `broker`."""
-    server = Mosquitto(_required("mosquitto", "/usr/sbin", package="mosquitto"), tmp_path_factory.mktemp("mosquitto"))
-    server.start()
-    yield server
-    server.stop()
+    return make_mosquitto()
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import APIRouter, FastAPI
 
 from control_plane import trust_status
-from control_plane.api import crl, enrol, metadata, operator, problems, proof, trust
+from control_plane.api import blobs, crl, enrol, metadata, operator, problems, proof, trust
 from control_plane.api.context import PlaneDep
 from control_plane.link import refused_messages
 from control_plane.plane import Plane
@@ -45,7 +45,7 @@ def create_app(
     app.state.plane = plane
     problems.install(app)
     app.add_middleware(BodyLimit, limit=BODY_LIMIT_BYTES, upload_limit=plane.settings.upload_limit_bytes)
-    own = (trust, metadata, enrol, proof, crl, operator)
+    own = (trust, metadata, blobs, enrol, proof, crl, operator)
     for router in (health, *(module.router for module in own), *routers):
         app.include_router(router)
     return app

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from control_plane import rollouts
+from control_plane import deltas, rollouts
 from control_plane.api.context import Number, PlaneDep, SessionDep
 from control_plane.api.operator import require_operator
 from control_plane.refusals import Unknown
@@ -45,6 +45,8 @@ def create(body: RolloutBody, plane: PlaneDep, session: SessionDep) -> dict[str,
     ]
     rollout = rollouts.create(session, release=body.release, waves=waves, now=plane.clock())
     session.flush()
+    # devices may have moved since the release went live
+    deltas.ask(session, session.get_one(Release, body.release), now=plane.clock())
     return _full_tree(session, rollout)
 
 

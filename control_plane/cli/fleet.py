@@ -4,7 +4,12 @@ import argparse
 import time
 from typing import Any
 
-from control_plane.cli.session import Session, cell, table
+from control_plane.cli.session import Session, cell, read_pairs, table
+
+CONFIGURED = (
+    "rate_limit_bytes_s, quiet_hours (such as 22:00-06:00, UTC), metered (allow or pause), start_jitter_s; "
+    "KEY= takes it away"
+)
 
 
 def add_verbs(nouns: Any) -> None:
@@ -40,6 +45,11 @@ def add_verbs(nouns: Any) -> None:
     decommission.add_argument("device")
     decommission.add_argument("--now", action="store_true", help="do not wait for the device: it is lost")
     decommission.set_defaults(run=_decommission)
+
+    configure = verbs.add_parser("configure", help="what a device keeps to when it fetches; over what its group has")
+    configure.add_argument("device")
+    configure.add_argument("pairs", nargs="*", metavar="KEY=VALUE", help=CONFIGURED)
+    configure.set_defaults(run=_configure)
 
     verbs.add_parser("list", help="all devices").set_defaults(run=_list)
 
@@ -103,6 +113,17 @@ def _decommission(options: argparse.Namespace, session: Session) -> None:
     with session.client() as client:
         answer = client.decommission(options.device, now=options.now)
     session.show(answer, answer["done"])
+
+
+def _configure(options: argparse.Namespace, session: Session) -> None:
+    pairs = read_pairs(options.pairs)
+    with session.client() as client:
+        if pairs:
+            client.configure_device(options.device, pairs)
+        told = client.device_config(options.device)
+    config = " ".join(f"{key}={value}" for key, value in sorted(told["config"].items())) or "nothing set"
+    follows = "follows it" if told["version"] == told["reported_version"] else "has not said that it follows it"
+    session.show(told, f"{told['device']}: {config}; version {told['version']}, the device {follows}")
 
 
 def _list(options: argparse.Namespace, session: Session) -> None:

@@ -3,7 +3,8 @@
 import argparse
 from typing import Any
 
-from control_plane.cli.session import Session, table
+from control_plane.cli.fleet import CONFIGURED
+from control_plane.cli.session import Session, read_pairs, table
 from skerry.errors import Rejected
 
 COLUMNS = ("name", "devices", "approve", "refuse_automatic")
@@ -29,6 +30,11 @@ def add_verbs(nouns: Any) -> None:
     )
     rules.set_defaults(run=_set)
 
+    configure = verbs.add_parser("configure", help="what the devices of a group keep to when they fetch")
+    configure.add_argument("group")
+    configure.add_argument("pairs", nargs="+", metavar="KEY=VALUE", help=CONFIGURED)
+    configure.set_defaults(run=_configure)
+
     verbs.add_parser("list", help="all groups").set_defaults(run=_list)
 
 
@@ -38,6 +44,14 @@ def _set(options: argparse.Namespace, session: Session) -> None:
     with session.client() as client:
         group = client.set_group(options.group, approve=options.approve, refuse_automatic=options.refuse_automatic)
     session.show(group, "\n".join(f"{key:17} {value}" for key, value in group.items()))
+
+
+def _configure(options: argparse.Namespace, session: Session) -> None:
+    pairs = read_pairs(options.pairs)
+    with session.client() as client:
+        answer = client.configure_group(options.group, pairs)
+    config = " ".join(f"{key}={value}" for key, value in sorted(answer["config"].items())) or "nothing set"
+    session.show(answer, f"group {answer['name']}: {config}; {answer['told']} devices are told")
 
 
 def _list(options: argparse.Namespace, session: Session) -> None:

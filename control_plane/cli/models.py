@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from control_plane.cli.session import Session, read_bytes, read_text, say, table
+from converters.gate_report import sticky_line
 from skerry.errors import Rejected
 
 
@@ -131,7 +132,14 @@ def _builds(model: dict[str, Any]) -> str:
         for candidate in build["report"].get("candidates", ())
     ]
     columns = ("profile", "gate", "candidate", "chosen", "size_bytes", "accuracy", "agreement", "why not")
-    return table(rows, columns, empty="no builds yet: skerry model compile NAME VERSION --profile PROFILE")
+    sticky = [
+        f"{build['profile']} {candidate['name']}: {sticky_line(candidate.get('sticky'))}"
+        for build in model["builds"]
+        for candidate in build["report"].get("candidates", ())
+        if candidate.get("sticky")
+    ]
+    text = table(rows, columns, empty="no builds yet: skerry model compile NAME VERSION --profile PROFILE")
+    return "\n".join([text, *sticky])
 
 
 def _policy(options: argparse.Namespace, session: Session) -> None:

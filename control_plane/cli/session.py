@@ -123,3 +123,14 @@ def read_text(path: Path) -> str:
         return read_bytes(path).decode()
     except UnicodeDecodeError as error:
         raise Rejected(f"{path}: expected UTF-8 text, got other bytes") from error
+
+
+def read_pairs(words: Sequence[str]) -> dict[str, str]:
+    """Return KEY=VALUE words as a dictionary; raises `Rejected` for any other word."""
+    pairs = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            raise Rejected(f"configure: expected KEY=VALUE, or KEY= to take it away, got {word!r:.60}")
+        pairs[key] = value
+    return pairs

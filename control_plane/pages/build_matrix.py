@@ -8,13 +8,17 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from control_plane.schema import Build, ModelVersion, Release
+from converters.gate_report import sticky_line
 
 RECENT_VERSIONS = 6
 
 
 @dataclass(frozen=True, slots=True)
 class CandidateView:
-    """One converted form: its figures where measured, whether it won, and why not."""
+    """One converted form: its figures where measured, whether it won, and why not.
+
+    `sticky` says what keeping the grids of the version before came to; empty without one.
+    """
 
     name: str
     won: bool
@@ -22,6 +26,7 @@ class CandidateView:
     size: str
     agreement: str
     accuracy: str
+    sticky: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +144,7 @@ def _candidate(candidate: Mapping[str, Any], *, chosen: str) -> CandidateView:
         size=size(candidate.get("size_bytes")),
         agreement=share(candidate.get("agreement")),
         accuracy=share(candidate.get("accuracy")),
+        sticky=sticky_line(candidate.get("sticky")),
     )
 
 

@@ -54,8 +54,15 @@ def recipe_of(previous: bytes, made: bytes) -> dict[str, str]:
 
 
 def grids_of(data: bytes) -> dict[str, Quantisation]:
-    """Return the int8 grids of a TFLite or QDQ ONNX file by tensor name; none for a file without."""
-    return _tflite_grids(data) if data[4:8] == b"TFL3" else _onnx_grids(data)
+    """Return the int8 grids of a TFLite or QDQ ONNX file by tensor name; none for a file without, or a broken one."""
+    from google.protobuf.message import DecodeError
+
+    from converters.checks_tflite import BROKEN
+
+    try:
+        return _tflite_grids(data) if data[4:8] == b"TFL3" else _onnx_grids(data)
+    except (*BROKEN, DecodeError):
+        return {}
 
 
 def _fits(old: Quantisation, new: Quantisation) -> Any:

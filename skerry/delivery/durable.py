@@ -5,9 +5,12 @@ the *name* can be lost although the bytes are safe.
 """
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from skerry.errors import Broken
+
+_COPY_BYTES = 1 << 18
 
 
 def write_durably(path: Path, data: bytes, *, mode: int = 0o644) -> None:
@@ -16,13 +19,26 @@ def write_durably(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     Raises:
         Broken: the disk refused (full, read-only); the old file is untouched.
     """
+    _replace(path, [data], mode=mode)
+
+
+def copy_durably(source: Path, path: Path) -> None:
+    """Replace the file `path` by a copy of `source`, with memory for a small piece of it; raises as `write_durably`."""
+    try:
+        with source.open("rb") as file:
+            _replace(path, iter(lambda: file.read(_COPY_BYTES), b""), mode=0o644)
+    except OSError as error:
+        raise Broken(f"expected to read {source}, got: {error.strerror}; check the disk") from error
+
+
+def _replace(path: Path, pieces: Iterable[bytes], *, mode: int) -> None:
     temporary = path.with_name(f".{path.name}.new")
     try:
         # a leftover of an earlier power cut may have another mode: O_EXCL after unlink sets ours from the first byte
         temporary.unlink(missing_ok=True)
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
+            file.writelines(pieces)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -3,17 +3,16 @@
 The bytes are synced before the bitmap names them, so a power cut costs at most one window of chunks.
 """
 
-import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from skerry.delivery.chunks import Arrival, Outcome, Progress, accept
+from skerry.delivery.chunks import WINDOW, Arrival, Outcome, Progress, accept
 from skerry.delivery.durable import write_durably
-from skerry.delivery.vault import Vault, keep, read_kept, stride
+from skerry.delivery.vault import Vault, check_kept, keep, read_kept, read_pieces, stride
 from skerry.errors import Broken, Rejected
-from skerry.wire.manifest import FileEntry
+from skerry.wire.manifest import CHUNK_BYTES, FileEntry
 
 
 class PartialFile:
@@ -54,20 +53,76 @@ class PartialFile:
         self._save(progress)
         return outcomes
 
-    def finish(self) -> bytes:
-        """Return the whole file once its own digest holds; raises `Rejected`, and starts anew, when it does not."""
+    def make(self, pieces: Iterable[bytes]) -> None:
+        """Fill the file with what was made on this device, in pieces of any length; each chunk is judged as always.
+
+        Raises:
+            Rejected: it is not the file; the chunks that were right are kept.
+            Broken: the disk refused.
+        """
+        window: dict[int, Arrival] = {}
+        for number, chunk in enumerate(_regular(pieces, limit=self.progress.entry.length)):
+            if not self.progress.holds(number):
+                window[number] = Arrival(received=0, data=chunk)
+            if len(window) == WINDOW:
+                self._add_made(window)
+                window = {}
+        self._add_made(window)
+        if not self.progress.complete:
+            raise Rejected(f"{self.progress.entry.name}: expected {self.progress.entry.length} bytes, got fewer")
+
+    def _add_made(self, window: Mapping[int, Arrival]) -> None:
+        for number, outcome in self.add(window).items():
+            if outcome is not Outcome.STORED:
+                raise Rejected(f"{self.progress.entry.name}: expected the bytes of chunk {number}, got others")
+
+    def check(self) -> Path:
+        """Return where the whole file is kept once its own digest holds; raises as `finish` does."""
         entry = self.progress.entry
-        data = read_kept(self._vault, self.path, sha256=entry.sha256) or b""
-        if len(data) != entry.length or hashlib.sha256(data).hexdigest() != entry.sha256:
+        length = self.path.stat().st_size - len(entry.chunks) * (stride(self._vault) - CHUNK_BYTES)
+        if length != entry.length or not check_kept(self._vault, self.path, sha256=entry.sha256):
             # every chunk was checked when it came: this is the disk, or chunk hashes that do not make the file
             self._save(Progress(entry, received=self.progress.received))
             raise Rejected(f"{entry.name}: expected SHA-256 {entry.sha256[:16]} over the whole file, got another")
-        return data
+        return self.path
+
+    def pieces(self) -> Iterator[bytes]:
+        """Yield the whole file chunk by chunk; raises `Rejected` where one is no longer what was kept."""
+        sha256 = self.progress.entry.sha256
+        for piece in read_pieces(self._vault, self.path, sha256=sha256):
+            if piece is None:
+                raise Rejected(f"{self.progress.entry.name}: expected what was kept, got other bytes")
+            yield piece
+
+    def finish(self) -> bytes:
+        """Return the whole file once its own digest holds; raises `Rejected`, and starts anew, when it does not."""
+        return read_kept(self._vault, self.check(), sha256=self.progress.entry.sha256) or b""
+
+    def drop(self) -> None:
+        """Delete the file and its bitmap."""
+        self.path.unlink(missing_ok=True)
+        self._map.unlink(missing_ok=True)
 
     def _save(self, progress: Progress) -> None:
         note = {"have": f"{progress.have:x}", "received": progress.received, "corrupt": progress.corrupt}
         write_durably(self._map, json.dumps(note).encode())
         self.progress = progress
+
+
+def _regular(pieces: Iterable[bytes], *, limit: int) -> Iterable[bytes]:
+    """Yield the same bytes in chunks of 64 KiB, and at most one chunk beyond `limit`."""
+    held = bytearray()
+    seen = 0
+    for piece in pieces:
+        held += piece
+        while len(held) >= CHUNK_BYTES:
+            yield bytes(held[:CHUNK_BYTES])
+            del held[:CHUNK_BYTES]
+            seen += CHUNK_BYTES
+            if seen > limit:
+                return
+    if held:
+        yield bytes(held)
 
 
 def _read_map(path: Path, entry: FileEntry) -> Progress:

@@ -12,13 +12,13 @@ This module does not know where the files came from, nor when to do what (`agent
 
 import hashlib
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 
-from skerry.delivery.durable import sync_folder, write_durably
-from skerry.delivery.vault import Vault, keep_file, read_kept
+from skerry.delivery.durable import copy_durably, sync_folder, write_durably
+from skerry.delivery.vault import Vault, check_kept, keep_file, read_kept, read_pieces
 from skerry.errors import Broken, Rejected
 from skerry.wire import codec
 from skerry.wire.manifest import Manifest
@@ -100,10 +100,14 @@ class Slots:
         """Return the folder of a slot."""
         return self._folder / name
 
-    def stage(self, files: dict[str, bytes], *, release: str, deployment: str) -> str:
+    def stage(
+        self, files: Mapping[str, bytes], *, release: str, deployment: str, kept: Mapping[str, Path] | None = None
+    ) -> str:
         """Write an artifact (its files by name, `manifest.json` among them) into the inactive slot and seal it.
 
-        Returns the slot's name. Raises `Rejected` when a digest does not hold; the slot stays bad then.
+        `kept` are files of it that lie on the disk as a slot keeps them, sealed where there is a vault: they are copied
+        and never whole in memory. Returns the slot's name. Raises `Rejected` when a digest does not hold; the slot
+        stays bad then.
         """
         digest = hashlib.sha256(files[MANIFEST]).hexdigest()
         name = self._free_slot()
@@ -119,6 +123,8 @@ class Slots:
             folder.mkdir()
             for each, data in files.items():
                 write_durably(folder / each, keep_file(self.vault, data))
+            for each, path in (kept or {}).items():
+                copy_durably(path, folder / each)
             sync_folder(self._folder)
         except OSError as error:
             raise Broken(f"expected to write the slot {folder}, got: {error.strerror}; check the disk") from error
@@ -130,7 +136,7 @@ class Slots:
         """Return the manifest in a slot after checking every digest again; raises `Rejected` when one does not hold."""
         manifest = self.read_manifest(name)
         for entry in manifest.files:
-            self.load(name, entry.name, sha256=entry.sha256)
+            self._check(name, entry.name, sha256=entry.sha256)
         return manifest
 
     def read_manifest(self, name: str) -> Manifest:
@@ -152,6 +158,27 @@ class Slots:
         if data is None or hashlib.sha256(data).hexdigest() != sha256:
             raise Rejected(f"slot {name}: expected {file} as signed, got other bytes; assign it again")
         return data
+
+    def _check(self, name: str, file: str, *, sha256: str) -> None:
+        """Raise as `load` does, with memory for one chunk."""
+        vault = self._vault_of(name)
+        try:
+            whole = check_kept(vault, self.folder(name) / file, sha256=sha256)
+        except OSError as error:
+            raise Rejected(f"slot {name}: expected whole files, got: {error.strerror}; assign it again") from error
+        if not whole:
+            raise Rejected(f"slot {name}: expected {file} as signed, got other bytes; assign it again")
+
+    def pieces(self, name: str, file: str, *, sha256: str) -> Iterator[bytes]:
+        """Yield a file of a slot chunk by chunk; what it comes to is for the caller to check. Raises as `load` does."""
+        vault = self._vault_of(name)
+        try:
+            for piece in read_pieces(vault, self.folder(name) / file, sha256=sha256):
+                if piece is None:
+                    raise Rejected(f"slot {name}: expected {file} as signed, got other bytes; assign it again")
+                yield piece
+        except OSError as error:
+            raise Rejected(f"slot {name}: expected whole files, got: {error.strerror}; assign it again") from error
 
     def source(self, name: str, file: str, *, sha256: str) -> Path | bytes:
         """Return what a runtime is given: a file's path, or its bytes where it is sealed; raises as `load` does."""

@@ -4,6 +4,7 @@ A chunk that is kept sealed is bound to its file and place, as on the broker (`s
 """
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -49,17 +50,33 @@ def keep_file(vault: Vault | None, data: bytes) -> bytes:
     )
 
 
-def read_kept(vault: Vault | None, path: Path, *, sha256: str) -> bytes | None:
-    """Return the file that is kept in `path`, or None when a chunk does not open; its digest is for the caller."""
-    if vault is None:
-        return path.read_bytes()
-    data = bytearray()
+def read_pieces(vault: Vault | None, path: Path, *, sha256: str) -> Iterator[bytes | None]:
+    """Yield the file that is kept in `path` chunk by chunk, and None for the first one that does not open, at last."""
     with path.open("rb") as file:
         number = 0
-        while kept := file.read(SEALED_CHUNK_BYTES):
-            opened = vault.open(kept, sha256=sha256, number=number)
+        while kept := file.read(stride(vault)):
+            opened = kept if vault is None else vault.open(kept, sha256=sha256, number=number)
+            yield opened
             if opened is None:
-                return None
-            data += opened
+                return
             number += 1
+
+
+def read_kept(vault: Vault | None, path: Path, *, sha256: str) -> bytes | None:
+    """Return the file that is kept in `path`, or None when a chunk does not open; its digest is for the caller."""
+    data = bytearray()
+    for piece in read_pieces(vault, path, sha256=sha256):
+        if piece is None:
+            return None
+        data += piece
     return bytes(data)
+
+
+def check_kept(vault: Vault | None, path: Path, *, sha256: str) -> bool:
+    """Say whether the file that is kept in `path` has this SHA-256, with memory for one chunk."""
+    digest = hashlib.sha256()
+    for piece in read_pieces(vault, path, sha256=sha256):
+        if piece is None:
+            return False
+        digest.update(piece)
+    return digest.hexdigest() == sha256

@@ -92,6 +92,11 @@ def chunk_count(length: int) -> int:
     return -(-length // CHUNK_BYTES)
 
 
+def sealed_length(length: int) -> int:
+    """Return how many bytes the sealed chunks of `length` bytes are together."""
+    return length + chunk_count(length) * SEALING_BYTES
+
+
 def describe_file(name: str, data: bytes) -> FileEntry:
     """Return the manifest's entry for `data`."""
     chunks = tuple(

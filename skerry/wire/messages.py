@@ -8,6 +8,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from skerry.wire.manifest import CHUNK_BYTES, chunk_count
+
 VERSION = 1
 # the last `Reported.state` of a device that was told to wipe itself
 DECOMMISSIONED = "decommissioned"
@@ -35,21 +37,54 @@ class Assign:
 
 
 @dataclass(frozen=True, slots=True)
+class Delta:
+    """A shorter way to one file of an artifact: `length` bytes that make it from a file that the device may have.
+
+    `source` is the SHA-256 of that file's plaintext, empty where the file is packed by itself; `chunks` are the
+    SHA-256 of each 64 KiB of the delta's plaintext and `sha256` that of all of it; `sealed` is that of its sealed form,
+    which is sealed with the artifact's content key and bound to `sha256`, as files are to theirs.
+    """
+
+    file: str
+    source: str
+    length: int
+    sha256: str
+    chunks: tuple[str, ...]
+    sealed: str
+
+    def __post_init__(self) -> None:
+        named = [self.sha256, self.sealed, *self.chunks, *([self.source] if self.source else [])]
+        for sha256 in named:
+            if not _SHA256.fullmatch(sha256):
+                raise ValueError(f"expected a SHA-256 in the delta of {self.file!r:.80}, got {sha256!r:.80}")
+        if self.length < 0 or len(self.chunks) != chunk_count(self.length):
+            raise ValueError(
+                f"expected one hash per {CHUNK_BYTES} bytes of the delta of {self.file!r:.80}, got {len(self.chunks)} "
+                f"for {self.length} bytes"
+            )
+
+
+@dataclass(frozen=True, slots=True)
 class Content:
     """How to come by an artifact's bytes, which are sealed wherever they are public.
 
     `key` is the base64 of the artifact's content key, sealed to this device's own key; `files` maps the names of the
     artifact's files, `manifest.json` among them, to the SHA-256 of their sealed form: its chunks are on `blob/THAT/N`.
+    `deltas` are shorter ways to some of them, and `roads` how to fetch any of it, the preferred one first.
     """
 
     key: str
     files: dict[str, str]
+    deltas: tuple[Delta, ...] = ()
+    roads: tuple[str, ...] = ("mqtt",)
 
     def __post_init__(self) -> None:
         for name, sha256 in self.files.items():
             # it becomes a topic's level
             if not _SHA256.fullmatch(sha256):
                 raise ValueError(f"expected a SHA-256 for {name!r:.80}, got {sha256!r:.80}")
+        if not self.roads or not set(self.roads) <= {"mqtt", "https"}:
+            raise ValueError(f"expected roads of mqtt and https, got {self.roads!r:.80}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +94,8 @@ class Terms:
     `measure` is the path of the manifest of the profile's other build, and `measure_sha256` its digest, where the
     device shall measure that one as well and say so in an `Evidence`; `measure_content` is how it comes by that one.
     `enrolled` is empty but in an offline bundle that brings a device its certificate: then it is the SHA-256 of what
-    the bundle says of itself and of that answer, so that both are signed.
+    the bundle says of itself and of that answer, so that both are signed. `key_sha256` is in an order to wipe: the
+    SHA-256 of the public key (PEM) of the device that is meant, which another of the same name does not have.
     """
 
     device: str
@@ -75,6 +111,7 @@ class Terms:
     content: Content | None = None
     measure_content: Content | None = None
     enrolled: str = ""
+    key_sha256: str = ""
     v: int = VERSION
 
 
@@ -117,6 +154,9 @@ class Reported:
 
     `state` is a lifecycle state, `manifest` the SHA-256 of the committed manifest (empty before the first),
     `event_time` the device's event clock in seconds since 1970, `outbox_depth` the entries not yet acknowledged.
+    `progress` is the fraction of the bytes of the artifact under way that is here, `received` the bytes that came for
+    it, `waiting` what its fetch waits for by the owner's limits, and `stalled` the SHA-256 of a sealed file that was
+    asked for in vain. `desired_version` is the desired configuration that is obeyed.
     """
 
     version: int
@@ -135,6 +175,10 @@ class Reported:
     event_time: float = 0.0
     inferences: int = 0
     last_error: str = ""
+    progress: float = 0.0
+    received: int = 0
+    waiting: str = ""
+    stalled: str = ""
     v: int = VERSION
 
 

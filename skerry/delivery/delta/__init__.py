@@ -1,7 +1,7 @@
 """Deltas between two versions of a model file: made on the server, applied on the device, never trusted.
 
-    delta = make_delta(old, new, old_tensors=tensor_map(old), new_tensors=tensor_map(new))
-    apply_delta(delta_file, source=old_file, out=new_file)
+    delta = make_delta(old, new, source_tensors=tensor_map(old), target_tensors=tensor_map(new))
+    digest = apply_delta(delta, Path("model.onnx"), out, length=signed_length)
 
 What comes out is hashed by whoever asked for it: a delta is bytes from a network that must reproduce a signed target.
 """

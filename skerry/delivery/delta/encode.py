@@ -1,24 +1,47 @@
 """Making a delta: tensors matched by name, each written in the way that takes fewest bytes, the rest as plain bytes."""
 
+from bisect import bisect_left
+from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from skerry.delivery.delta import rans
-from skerry.delivery.delta.decode import BLOCK_ELEMENTS, TENSOR_MEMORY_BYTES, Piece
-from skerry.delivery.delta.form import Header, number, pack, short_hash, signed, write_header
-from skerry.delivery.delta.grid import Tensor, find_grid, write_grid
-from skerry.delivery.delta.residual import ALONE, WIDTHS, Op, hint_of, prediction, residual_of, split, unsigned
-from skerry.delivery.delta.rest import MAX_REST_BYTES, write_rest
+from skerry.delivery.delta.decode import gives
+from skerry.delivery.delta.form import (
+    DELTA_MEMORY_BYTES,
+    MAX_FILE_BYTES,
+    MAX_HEAD_BYTES,
+    Header,
+    number,
+    pack,
+    short_hash,
+    signed,
+    write_header,
+)
+from skerry.delivery.delta.grid import Tensor, find_grid, predicted, write_grid
+from skerry.delivery.delta.head import (
+    BLOCK_ELEMENTS,
+    ELEMENTS_PER_TABLE,
+    MAX_CHANNELS,
+    MAX_PACKED_BYTES,
+    MAX_PIECES,
+    MAX_REST_BYTES,
+    Piece,
+    memory_of,
+    read_steps,
+)
+from skerry.delivery.delta.residual import ALONE, WIDTHS, Op, hint_of, residual_of, split, unsigned
+from skerry.delivery.delta.rest import write_rest
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 _LEAST_BYTES = 256
 _SEARCHED_BYTES = 1 << 16
-_BASE_MEMORY = 24 << 20
+_MOST_TENSORS = MAX_PIECES // 4
 
 
 @dataclass(slots=True)
@@ -28,20 +51,20 @@ class _Written:
     head: bytearray = field(default_factory=bytearray)
     body: list[bytes] = field(default_factory=list)
     source_at: int = 0
-    tensors: bool = False
 
 
 def make_delta(
     source: bytes, target: bytes, *, source_tensors: Sequence[Tensor] = (), target_tensors: Sequence[Tensor] = ()
 ) -> bytes | None:
-    """Return the delta that turns `source` into `target`; None when what is not tensors is too long for one.
+    """Return the delta that turns `source` into `target`; an empty `source` gives the target packed by itself.
 
-    An empty `source` gives the target compressed by itself, in the same format.
+    None when the decoder's bounds leave no room for one: what is not tensors is too long, or a file, or the head. What
+    is returned has been applied once, and gave the target. Tensors that do not fit their file are left to the rest.
     """
-    pairs = list(_pairs(source_tensors, target_tensors))
+    pairs = _joined(list(_pairs(_sound(source_tensors, source), _sound(target_tensors, target))), source, target)
     kept = _outside(source, [(old.offset, old.length) for old, _ in pairs if old is not None])
     rest = _outside(target, [(new.offset, new.length) for _, new in pairs])
-    if max(len(kept), len(rest)) > MAX_REST_BYTES:
+    if max(len(kept), len(rest)) > MAX_REST_BYTES or max(len(source), len(target)) > MAX_FILE_BYTES:
         return None
 
     written = _Written()
@@ -54,44 +77,96 @@ def make_delta(
     if at < len(target):
         written.head += number(Piece.REST) + number(len(target) - at)
     written.head += number(Piece.END)
+    if len(written.head) > MAX_HEAD_BYTES:
+        return None
 
-    # which stretches of the source were tensors is said by the pieces themselves: the rest comes after them
-    tail = write_rest(kept, rest)
-    memory = _BASE_MEMORY + 2 * (len(kept) + len(rest)) + (TENSOR_MEMORY_BYTES if written.tensors else 0)
+    head = bytes(written.head)
     header = Header(
-        memory_bytes=-(-memory >> 10) << 10,
+        memory_bytes=0,
         source_length=len(source),
         source_hash=short_hash(source),
         target_length=len(target),
         target_hash=short_hash(target),
     )
-    return write_header(header) + pack(bytes(written.head)) + tail + b"".join(written.body)
+    memory = memory_of(read_steps(head, header), kept=len(kept), rest=len(rest))
+    if memory > DELTA_MEMORY_BYTES:
+        return None
+    # which stretches of the source were tensors is said by the pieces themselves: the rest comes after them
+    parts = [write_header(replace(header, memory_bytes=memory)), pack(head), write_rest(kept, rest), *written.body]
+    delta = b"".join(parts)
+    return delta if gives(delta, source, target) else None
+
+
+def _sound(tensors: Sequence[Tensor], data: bytes) -> list[Tensor]:
+    """Return the largest tensors that lie within the file as whole elements and channels, in order, none twice."""
+    fit = [tensor for tensor in tensors if tensor.length >= _LEAST_BYTES and _fits(tensor, len(data))]
+    fit = sorted(fit, key=lambda each: (-each.length, each.offset))[:_MOST_TENSORS]
+    taken: list[Tensor] = []
+    at = 0
+    for tensor in sorted(fit, key=lambda each: (each.offset, -each.length)):
+        # two tensors in one place: the first has it
+        if tensor.offset >= at:
+            taken.append(tensor)
+            at = tensor.offset + tensor.length
+    return taken
+
+
+def _fits(tensor: Tensor, size: int) -> bool:
+    if tensor.width < 1 or tensor.offset < 0 or tensor.offset + tensor.length > size or tensor.length % tensor.width:
+        return False
+    if not 1 <= tensor.channels <= MAX_CHANNELS or tensor.inner < 1:
+        return False
+    return tensor.length // tensor.width % (tensor.channels * tensor.inner) == 0
 
 
 def _pairs(old: Sequence[Tensor], new: Sequence[Tensor]) -> Iterator[tuple[Tensor | None, Tensor]]:
     """Give each target tensor, in order of its place, its namesake; else the next unclaimed one of its shape."""
     named = {tensor.name: tensor for tensor in old}
+    names = {tensor.name for tensor in new}
     claimed: set[int] = set()
-    at = 0
-    ordered = [tensor for tensor in sorted(new, key=lambda each: each.offset) if tensor.length >= _LEAST_BYTES]
-    names = {tensor.name for tensor in ordered}
-    spare = [tensor for tensor in sorted(old, key=lambda each: each.offset) if tensor.name not in names]
-    for tensor in ordered:
-        if tensor.offset < at:
-            continue  # two tensors in one place: the first has it
-        at = tensor.offset + tensor.length
-        match = named.get(tensor.name) or next((each for each in spare if _alike(each, tensor)), None)
-        if match is None or not _alike(match, tensor) or match.offset in claimed:
+    spare: dict[tuple[int, int, bool], deque[Tensor]] = {}
+    for tensor in old:
+        if tensor.name not in names:
+            spare.setdefault(_kind(tensor), deque()).append(tensor)
+    for tensor in new:
+        match = named.get(tensor.name)
+        if match is None and (alike := spare.get(_kind(tensor))):
+            match = alike.popleft()
+        if match is None or _kind(match) != _kind(tensor) or match.offset in claimed:
             yield None, tensor
             continue
         claimed.add(match.offset)
-        if match in spare:
-            spare.remove(match)
         yield match, tensor
 
 
-def _alike(one: Tensor, other: Tensor) -> bool:
-    return (one.length, one.width, one.floating) == (other.length, other.width, other.floating)
+def _joined(
+    pairs: Sequence[tuple[Tensor | None, Tensor]], source: bytes, target: bytes
+) -> list[tuple[Tensor | None, Tensor]]:
+    """Join neighbours that did not change, and the same bytes between them, to one stretch to copy."""
+    claimed = sorted(old.offset for old, _ in pairs if old is not None)
+    joined: list[tuple[Tensor | None, Tensor]] = []
+    copied = False  # whether the last of them did not change
+    for old, new in pairs:
+        before, after = joined[-1] if copied else (None, None)
+        copied = old is not None and _same(source, old.offset, target, new.offset, new.length)
+        if copied and old is not None and before is not None and after is not None:
+            end, gap = before.offset + before.length, new.offset - after.offset - after.length
+            # what lies between them in the source may be the namesake of another tensor
+            near = old.offset - end == gap and bisect_left(claimed, end) == bisect_left(claimed, old.offset)
+            if near and _same(source, end, target, new.offset - gap, gap):
+                length = before.length + gap + old.length
+                joined[-1] = (replace(before, length=length), replace(after, length=length))
+                continue
+        joined.append((old, new))
+    return joined
+
+
+def _same(source: bytes, at: int, target: bytes, there: int, length: int) -> bool:
+    return source[at : at + length] == target[there : there + length]
+
+
+def _kind(tensor: Tensor) -> tuple[int, int, bool]:
+    return tensor.length, tensor.width, tensor.floating
 
 
 def _outside(data: bytes, spans: Sequence[tuple[int, int]]) -> bytes:
@@ -122,10 +197,15 @@ def _write_tensor(written: _Written, source: bytes, target: bytes, old: Tensor |
             body, best = tried_body, size
     # searching for repetitions takes long, and finds little where values are as good as random
     if new.length <= _SEARCHED_BYTES or best > new.length * 0.9:
-        plain = pack(wanted)
-        if len(plain) < best or not head:
-            head, body = number(Piece.PACKED) + number(new.length) + moved, [plain]
-    written.tensors |= head[0] == Piece.TENSOR
+        spans = [(first, min(MAX_PACKED_BYTES, new.length - first)) for first in range(0, new.length, MAX_PACKED_BYTES)]
+        plain = [pack(wanted[first : first + length]) for first, length in spans]
+        if sum(map(len, plain)) < best or not head:
+            # the first part says where the source's tensor begins, the others go on from there
+            follows = [moved, *([number(1) + signed(0)] if old is not None else [number(0)]) * (len(spans) - 1)]
+            head = b"".join(
+                number(Piece.PACKED) + number(length) + where for (_, length), where in zip(spans, follows, strict=True)
+            )
+            body = plain
     written.head += head
     written.body += body
 
@@ -143,34 +223,38 @@ def _modelled(op: Op, had: bytes, wanted: bytes, old: Tensor | None, new: Tensor
     target = unsigned(wanted, new.width)
     base = unsigned(had, new.width) if op not in ALONE else np.zeros_like(target)
     head = bytearray()
+    hints = None
     if op is Op.PREDICT and old is not None:
         grid, with_ratios = find_grid(base, target, old, new)
         head += write_grid(grid, with_ratios=with_ratios)
-        base, hints = prediction(grid, base, 0)
-    else:
-        hints = hint_of(op, base)
-    residual = residual_of(op, base, target)
-    pieces = [split(op, residual[first : first + BLOCK_ELEMENTS]) for first in range(0, len(residual), BLOCK_ELEMENTS)]
+        base, hints = predicted(grid, base)
+    blocks = [slice(first, first + BLOCK_ELEMENTS) for first in range(0, len(target), BLOCK_ELEMENTS)]
+    if hints is None:
+        hints = np.concatenate([hint_of(op, base[block]) for block in blocks])
+    pieces = [split(op, residual_of(op, base[block], target[block])) for block in blocks]
     symbols = np.concatenate([part for part, _ in pieces])
     bounds, tables = _tables(hints, symbols)
-    contexts = np.searchsorted(bounds, hints, side="right").astype(np.uint8)
 
     head += number(len(bounds)) + bytes(bounds.astype(np.uint8)) + b"".join(_table(table) for table in tables)
     body = []
-    for index, (part, bits) in enumerate(pieces):
-        first = index * BLOCK_ELEMENTS
-        coded = rans.encode(part, contexts[first : first + len(part)], tables)
+    for block, (part, bits) in zip(blocks, pieces, strict=True):
+        coded = rans.encode(part, np.searchsorted(bounds, hints[block], side="right"), tables)
         head += number(len(coded)) + number(len(bits))
         body += [coded, bits]
     return bytes(head), body
 
 
 def _tables(hints: Array, symbols: Array) -> tuple[Array, Array]:
-    """Group neighbouring hints while a table of their own costs more than it saves.
+    """Group neighbouring hints while a table of their own costs more than it saves, or there are too many.
 
     Returns the hints (G-1,) at which groups 1 to G-1 begin, and the frequencies (G, 256) of each group.
     """
-    joint = np.bincount(hints.astype(np.int64) * 256 + symbols, minlength=65536).reshape(256, 256)
+    seen = np.zeros(65536, dtype=np.int64)
+    for first in range(0, len(hints), BLOCK_ELEMENTS):
+        both = hints[first : first + BLOCK_ELEMENTS].astype(np.int64) * 256 + symbols[first : first + BLOCK_ELEMENTS]
+        seen += np.bincount(both, minlength=65536)
+    joint = seen.reshape(256, 256)
+    most = 1 + len(hints) // ELEMENTS_PER_TABLE
     starts = [int(hint) for hint in np.flatnonzero(joint.sum(axis=1))]
     counts = [joint[hint] for hint in starts]
     costs = [rans.cost_bits(each) for each in counts]
@@ -178,7 +262,7 @@ def _tables(hints: Array, symbols: Array) -> tuple[Array, Array]:
     while len(counts) > 1:
         gains = [costs[at] + costs[at + 1] - merged[at] for at in range(len(merged))]
         at = int(np.argmax(gains))
-        if gains[at] < 0:
+        if gains[at] < 0 and len(counts) <= most:
             break
         counts[at : at + 2] = [counts[at] + counts[at + 1]]
         costs[at : at + 2] = [merged[at]]

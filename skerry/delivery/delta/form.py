@@ -55,14 +55,15 @@ class Header:
 class Cursor:
     """Reads a bytes-like object from front to back, and refuses to go beyond its end."""
 
-    def __init__(self, data: bytes | memoryview, at: int = 0) -> None:
+    def __init__(self, data: bytes | bytearray | memoryview, at: int = 0) -> None:
         self._data = memoryview(data)
+        self._end = len(self._data)
         self.at = at
 
     @property
     def left(self) -> int:
         """The number of bytes that were not read."""
-        return len(self._data) - self.at
+        return self._end - self.at
 
     def take(self, count: int) -> bytes:
         """Return the next `count` bytes; raises `Rejected` when there are fewer."""
@@ -75,7 +76,10 @@ class Cursor:
         """Return the next LEB128 number; raises `Rejected` when it is above `most`."""
         value, shift = 0, 0
         while True:
-            byte = self.take(1)[0]
+            if self.at >= self._end:
+                raise Rejected("delta: expected more bytes of a number, got the end; it was cut off")
+            byte = self._data[self.at]
+            self.at += 1
             value |= (byte & 0x7F) << shift
             if value > most:
                 raise Rejected(f"delta: expected a number of at most {most}, got {value} or more")
@@ -145,7 +149,8 @@ def unpack(cursor: Cursor, *, most: int) -> bytes:
     """Return what `pack` was given, of at most `most` bytes; raises `Rejected`."""
     code = cursor.take(1)[0]
     length = cursor.number(most)
-    body = cursor.take(cursor.number(cursor.left))
+    # what does not become smaller is kept as it is, so nothing packed is longer than what it holds
+    body = cursor.take(cursor.number(length))
     try:
         data = _unpacked(Codec(code), body, length)
     except (ValueError, IndexError, EOFError, OSError, lzma.LZMAError, zstd.ZstdError) as error:
@@ -161,9 +166,10 @@ def zstd_from(source: bytes, target: bytes) -> bytes:
     return zstd.compress(target, options=_zstd_options(len(source) + len(target)), zstd_dict=prefix)
 
 
-def unzstd_from(source: bytes, frame: bytes, length: int) -> bytes:
+def unzstd_from(source: bytes | bytearray, frame: bytes, length: int) -> bytes:
     """Return the `length` bytes of a frame that `zstd_from` made; raises `Rejected`."""
-    options: dict[int, int] = {zstd.DecompressionParameter.window_log_max: _WINDOW_LOG + 2}
+    window = _window_log(len(source) + length)
+    options: dict[int, int] = {zstd.DecompressionParameter.window_log_max: window}
     try:
         decoder = zstd.ZstdDecompressor(zstd.ZstdDict(source, is_raw=True).as_prefix, options=options)
         data = decoder.decompress(frame, max_length=length + 1)
@@ -195,7 +201,7 @@ def _unpacked(codec: Codec, body: bytes, length: int) -> bytes:
             decoder: Any = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=[_filter(lc, lp, pb, length)])
             return bytes(decoder.decompress(body[1:], max_length=length + 1))
         case Codec.ZSTD:
-            options: dict[int, int] = {zstd.DecompressionParameter.window_log_max: _WINDOW_LOG}
+            options: dict[int, int] = {zstd.DecompressionParameter.window_log_max: _window_log(length)}
             return zstd.ZstdDecompressor(options=options).decompress(body, max_length=length + 1)
         case Codec.BZ2:
             return bz2.BZ2Decompressor().decompress(body, max_length=length + 1)
@@ -210,8 +216,12 @@ def _zstd_options(length: int) -> dict[int, int]:
     parameter = zstd.CompressionParameter
     return {
         parameter.compression_level: 22,
-        parameter.window_log: max(10, min(_WINDOW_LOG, length.bit_length())),
+        parameter.window_log: _window_log(length),
         parameter.enable_long_distance_matching: 1,
         parameter.content_size_flag: 0,
         parameter.checksum_flag: 0,
     }
+
+
+def _window_log(length: int) -> int:
+    return max(10, min(_WINDOW_LOG, length.bit_length()))

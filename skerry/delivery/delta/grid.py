@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from skerry.delivery.delta import rans
-from skerry.delivery.delta.decode import GROUPS, MAX_RANK, MAX_SHIFT
 from skerry.delivery.delta.form import number
+from skerry.delivery.delta.head import BLOCK_ELEMENTS, GROUPS, MAX_RANK, MAX_SHIFT
 from skerry.delivery.delta.residual import Grid, Op, prediction, residual_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -21,6 +21,7 @@ _RANKS = (4, 8, 16, 32, MAX_RANK)
 _SEED = 1
 _LEAST_ACROSS = 64
 _LOUDEST = 127
+_MOST_FACTORED = 1 << 23
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,6 +64,15 @@ def find_grid(source: Array, target: Array, old: Tensor, new: Tensor) -> tuple[G
     return grid, ratios is not None
 
 
+def predicted(grid: Grid, source: Array) -> tuple[Array, Array]:
+    """Return (prediction, hint), both (n,) uint8, of a whole tensor, made block by block as a decoder does."""
+    blocks = [
+        prediction(grid, source[first : first + BLOCK_ELEMENTS], first)
+        for first in range(0, len(source), BLOCK_ELEMENTS)
+    ]
+    return np.concatenate([base for base, _ in blocks]), np.concatenate([hints for _, hints in blocks])
+
+
 def write_grid(grid: Grid, *, with_ratios: bool) -> bytes:
     """Return the grid as it stands in a delta's head."""
     parts = [number(grid.channels), number(grid.inner), number(with_ratios)]
@@ -85,7 +95,7 @@ def _ratios(old: Tensor, new: Tensor) -> Array | None:
 
 def _grouped(grid: Grid, source: Array, target: Array) -> tuple[float, Grid]:
     """Return the grid with its channels grouped by how much they move beyond it, and about how many bits it takes."""
-    base, _ = prediction(grid, source, 0)
+    base, _ = predicted(grid, source)
     symbols = residual_of(Op.PREDICT, base, target)
     by_channel = _matrix(symbols, grid)
     loud = np.abs((by_channel.astype(np.int64) + 1) // 2).mean(axis=1)
@@ -104,7 +114,8 @@ def _factors(grid: Grid, source: Array, target: Array) -> tuple[Array, Array]:
     """Return (left (channels, rank), right (rank, across)) float64, whose product is nearest to what was added."""
     across = len(target) // grid.channels
     most = min(MAX_RANK, grid.channels // 4, across // 4)
-    if min(grid.channels, across) < _LEAST_ACROSS:
+    # the decomposition takes 24 bytes of the server's memory for each element
+    if min(grid.channels, across) < _LEAST_ACROSS or len(target) > _MOST_FACTORED:
         return np.zeros((grid.channels, 0)), np.zeros((0, across))
     exact, _ = grid.expected(source, 0)
     added = _matrix(target.view(np.int8) - exact, grid)

@@ -29,6 +29,11 @@ def lanes_for(count: int) -> int:
     return min(MAX_LANES, max(1, count // _STEPS, min(_FEW_LANES, count // _FEW_STEPS)))
 
 
+def most_bytes(count: int) -> int:
+    """Return how long the code of `count` symbols is at most: each takes a word or none."""
+    return 4 * lanes_for(count) + 2 * count
+
+
 def table_of(counts: Array) -> Array:
     """Return frequencies (256,) int64 that sum to `TOTAL`, at least 1 for every symbol that `counts` (256,) has."""
     present = np.flatnonzero(counts)
@@ -89,7 +94,7 @@ def decode(data: bytes, contexts: Array, tables: Array) -> Array:
     starts = (np.cumsum(tables, axis=1) - tables).reshape(-1)
     frequencies = tables.reshape(-1)
     # for each context, which symbol owns each of the TOTAL places
-    owners = np.concatenate([np.repeat(np.arange(256), table) for table in tables]).astype(np.int64)
+    owners = np.repeat(np.tile(np.arange(256, dtype=np.uint8), len(tables)), frequencies)
 
     symbols = np.empty(count, dtype=np.uint8)
     base = contexts.astype(np.int64)

@@ -43,9 +43,9 @@ WIDTHS = {
     Op.FRESH_FLOAT: (2, 4),
     Op.FRESH: (1,),
 }
+"""The widths of elements, in bytes, that each operation knows."""
 ALONE = frozenset({Op.FRESH_FLOAT, Op.FRESH})
 """The operations that look at no source."""
-"""The widths of elements, in bytes, that each operation knows."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,10 +70,11 @@ class Grid:
         at = np.arange(first, first + len(source))
         channel = at // self.inner % self.channels
         place = at // (self.inner * self.channels) * self.inner + at % self.inner
-        # whole numbers far below 2 ** 53: exact in any order
-        added = np.zeros(len(source))
-        for left, right in zip(self.left.T.astype(np.float64), self.right.astype(np.float64), strict=True):
-            added += left[channel] * right[place]
+        # at most 64 products of two signed bytes: exact in any order. A matrix may be as long as the head of a delta,
+        # so only what this block needs of it becomes wider
+        added = np.zeros(len(source), dtype=np.int32)
+        for left, right in zip(self.left.T, self.right, strict=True):
+            added += left[channel].astype(np.int32) * right[place]
         return source.view(np.int8) * self.ratios[channel] + np.ldexp(added, -self.shift), self.groups[channel]
 
 

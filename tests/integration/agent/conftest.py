@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from skerry.runtimes.arrays import pack
-from tests.integration.agent.shore import LABELS, Device, Relay, Shore
+from tests.integration.agent.shore import LABELS, Device, Shore
+from tests.relay import Relay
 
 BROKER_TOML = """
 id = 0

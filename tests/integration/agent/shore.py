@@ -1,15 +1,12 @@
-"""A tiny shore for agents: a real broker, TUF repositories made on the spot, a small ONNX model, and a relay to cut."""
+"""A tiny shore for agents: a real broker, TUF repositories made on the spot, and a small ONNX model."""
 
 import base64
-import contextlib
 import hashlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -409,56 +406,3 @@ class Device:
     def state(self) -> str:
         path = self.folder / "lifecycle.json"
         return str(json.loads(path.read_bytes())["state"]["phase"]) if path.exists() else ""
-
-
-class Relay:
-    """A TCP relay in front of the broker that can be cut."""
-
-    def __init__(self, target: int) -> None:
-        self._target = target
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._listener.settimeout(0.1)
-        self.port = int(self._listener.getsockname()[1])
-        self._open: list[socket.socket] = []
-        self._up = True
-        self._closed = False
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
-
-    def cut(self) -> None:
-        self._up = False
-        for each in self._open:
-            with contextlib.suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-        self._open.clear()
-
-    def mend(self) -> None:
-        self._up = True
-
-    def close(self) -> None:
-        self._closed = True
-        self.cut()
-        self._thread.join()
-        self._listener.close()
-
-    def _serve(self) -> None:
-        while not self._closed:
-            try:
-                near, _ = self._listener.accept()
-            except TimeoutError:
-                continue
-            if not self._up:
-                near.close()
-                continue
-            far = socket.create_connection(("127.0.0.1", self._target))
-            self._open += [near, far]
-            for pair in ((near, far), (far, near)):
-                threading.Thread(target=_pump, args=pair, daemon=True).start()
-
-
-def _pump(source: socket.socket, sink: socket.socket) -> None:
-    with contextlib.suppress(OSError), source:
-        while data := source.recv(65536):
-            sink.sendall(data)
-    with contextlib.suppress(OSError):
-        sink.shutdown(socket.SHUT_RDWR)

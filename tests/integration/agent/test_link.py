@@ -20,7 +20,8 @@ from agent.link import Credentials, Link, parse_broker
 from skerry.errors import Unavailable
 from skerry.wire import codec, topics
 from skerry.wire.messages import Reported
-from tests.integration.agent.shore import Device, Relay, Shore, wait_for
+from tests.integration.agent.shore import Device, Shore, wait_for
+from tests.relay import Relay
 
 WHO = "watch.watch-1"
 WILL = codec.encode(

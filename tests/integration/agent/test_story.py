@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.agent.shore import WINDOW_ROWS, Device, Relay, Shore, wait_for
+from tests.integration.agent.shore import WINDOW_ROWS, Device, Shore, wait_for
+from tests.relay import Relay
 
 PHASES = ("assigned", "fetching", "verified", "staged", "replaying", "trial", "committed")
 BROKERS = pytest.mark.parametrize(

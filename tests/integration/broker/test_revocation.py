@@ -206,7 +206,7 @@ def test_the_brokers_own_certificate_is_renewed_and_taken_without_a_restart(shop
     old = (shop.folder / "server.pem").read_bytes()
     a = shop.come(shop.papers("a"))
 
-    crl.keep(_at(plane, utc_now() + timedelta(days=300)))
+    crl.keep(_at(plane, utc_now() + timedelta(days=400)))
 
     new = x509.load_pem_x509_certificate((shop.folder / "server.pem").read_bytes())
     assert (shop.folder / "server.pem").read_bytes() != old

@@ -17,7 +17,7 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
-from control_plane import ceremony
+from control_plane import ceremony, deltas
 from control_plane.api.app import create_app
 from control_plane.assembly import job_runner, routers
 from control_plane.keys import hold_ceremony, sign_payload
@@ -40,7 +40,7 @@ class Said(Outgoing):
         super().__init__()
         self.messages: list[tuple[str, bytes, bool]] = []
 
-    def publish(self, topic: str, payload: bytes, *, retain: bool, qos: int = 1) -> bool:  # noqa: ARG002
+    def publish(self, topic: str, payload: bytes, *, retain: bool, qos: int = 1, expiry_s: int = 0) -> bool:  # noqa: ARG002
         self.messages.append((topic, payload, retain))
         return True
 
@@ -77,7 +77,18 @@ class Coast:
         payload = self.client.get(f"{path}/payload").content
         for signature in sign_payload(self.keys, payload):
             staged = self.ask("POST", f"{path}/signatures", json=signature)
+        self.make_deltas(staged["name"])
         return dict(staged)
+
+    def make_deltas(self, release: str, timeout_s: float = 50.0) -> None:
+        """Wait until what a rollout would wait for is made."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            with self.plane.readers() as session:
+                if not deltas.awaited(session, release, now=self.plane.clock()):
+                    return
+            time.sleep(0.05)
+        pytest.fail(f"expected the deltas of {release} within {timeout_s} s, got none")
 
     def enrol(self, name: str, profile: str) -> None:
         """Put a device into the registry as enrolment would."""

@@ -83,6 +83,7 @@ def until(holds: Callable[[], bool], timeout_s: float = 15.0) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.long
 def test_canaries_choose_the_faster_build_and_the_whole_fleet_ends_on_it(
     programs: tuple[Programs, Client], tmp_path: Path
 ) -> None:

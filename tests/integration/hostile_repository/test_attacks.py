@@ -15,7 +15,7 @@ from skerry.wire.manifest import SEALED_CHUNK_BYTES
 from tests.integration.hostile_repository.world import World
 from tests.tuf_repository import now, sign
 
-pytestmark = pytest.mark.broker
+pytestmark = [pytest.mark.broker, pytest.mark.long]
 
 EVIL = b'{"model": "evil"}'
 YESTERDAY = timedelta(days=-1)

@@ -8,7 +8,7 @@ from agent.lifecycle import Event, Kind
 from skerry.delivery.slots import Slots
 from tests.integration.hostile_repository.world import World
 
-pytestmark = pytest.mark.broker
+pytestmark = [pytest.mark.broker, pytest.mark.long]
 
 
 def _on_trial(world: World, version: int) -> str:

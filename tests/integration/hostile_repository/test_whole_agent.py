@@ -13,7 +13,7 @@ from tests.integration.hostile_repository.conftest import MakeWorld
 from tests.integration.hostile_repository.world import World
 from tests.tuf_repository import now
 
-pytestmark = pytest.mark.broker
+pytestmark = [pytest.mark.broker, pytest.mark.long]
 
 TEN_YEARS_S = 3650 * 86400
 # the agent's own program, on a machine whose clock is off: the judge gets its moment from the agent

@@ -35,9 +35,13 @@ class Running:
         self.process = subprocess.Popen(
             [*SERVER, "run", "--home", str(self.home)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
-        self.wait_until_healthy()
+        try:
+            self.wait_until_healthy()
+        except BaseException:
+            self.stop(by=signal.SIGKILL)
+            raise
 
-    def wait_until_healthy(self, timeout_s: float = 20.0) -> dict[str, Any]:
+    def wait_until_healthy(self, timeout_s: float = 60.0) -> dict[str, Any]:
         """Wait until the server says that its broker is connected."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:

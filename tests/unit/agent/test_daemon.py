@@ -13,6 +13,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from agent.assignment import Inbox
 from agent.config import Config
 from agent.daemon import Daemon
+from agent.fit import check_room
 from agent.identity import Identity, StateFolder
 from agent.link import Heard
 from agent.metadata import RetainedMetadata
@@ -59,13 +60,13 @@ def test_an_assignment_that_the_disk_refused_is_kept_before_it_is_settled(
     assert Inbox(tmp_path).pending() == b"{}"
 
 
-def test_an_artifact_that_would_fill_the_disk_is_not_fetched(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_artifact_that_would_fill_the_disk_is_not_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     artifact = SimpleNamespace(files=[SimpleNamespace(length=1000)])
     needed = 2 * 1000 + Config().quota_bytes
     for free, fits in ((needed, True), (needed - 1, False)):
-        monkeypatch.setattr("agent.effects.shutil.disk_usage", lambda _path, free=free: SimpleNamespace(free=free))
+        monkeypatch.setattr("agent.fit.shutil.disk_usage", lambda _path, free=free: SimpleNamespace(free=free))
         with nullcontext() if fits else pytest.raises(Broken, match=f"expected {needed} bytes free"):
-            daemon._effects._check_room(artifact)  # type: ignore[arg-type] # all that it looks at
+            check_room(artifact, tmp_path, spare_bytes=Config().quota_bytes)  # type: ignore[arg-type] # all that it looks at
 
 
 def test_a_farewell_that_cannot_be_said_stops_nothing(daemon: Daemon) -> None:

@@ -79,7 +79,7 @@ def test_a_window_asks_for_at_most_eight_chunks_and_never_for_one_that_is_held(l
 
 
 def test_windows_that_bring_nothing_are_told_apart() -> None:
-    wanted = Wanted(sha256="0" * 64, number=0, topic="t")
+    wanted = Wanted("0" * 64, 0, "f" * 64, length=17)
     stall = Stall().after({}).after({wanted: Outcome.EMPTY}).after({wanted: Outcome.CORRUPT})
 
     assert (stall.silent, stall.corrupt) == (2, 1)

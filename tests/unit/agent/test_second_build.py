@@ -17,7 +17,7 @@ from agent.enrol import make_key_and_request
 from agent.identity import Identity
 from agent.lifecycle import Grant
 from agent.metadata import Bounds, HeldMetadata
-from agent.question import DIRECTOR, IMAGE, Question, Verdict
+from agent.question import DIRECTOR, IMAGE, Held, Question, Verdict
 from agent.second_build import Bench, Build, measure_both
 from agent.signature import sign
 from skerry.errors import Broken, Rejected
@@ -39,7 +39,7 @@ def test_the_two_builds_of_a_profile_name_each_other() -> None:
     assert [other_build(path) for path in ("", "manifest.json", "a/b/c/d/e/f")] == ["", "", ""]
 
 
-def ask(folder: Path, *, listed: tuple[str, ...] = (PATH, OTHER), **terms: Any) -> Verdict:
+def ask(folder: Path, *, listed: tuple[str, ...] = (PATH, OTHER), held: tuple[Held, ...] = (), **terms: Any) -> Verdict:
     """Return the verdict on an assignment whose image repository lists these paths."""
     data = {PATH: b"manifest", OTHER: b"other manifest"}
     image, director = TufRepository(), TufRepository()
@@ -51,7 +51,9 @@ def ask(folder: Path, *, listed: tuple[str, ...] = (PATH, OTHER), **terms: Any) 
     for repository in (image, director):
         repository.publish()
     anchor = Anchor(project="watch", image_root=image.root.decode(), director_root=director.root.decode(), server_ca="")
-    question = Question(anchor=anchor, device="watch-1", folder=str(folder / "trust"), clock=now().timestamp())
+    question = Question(
+        anchor=anchor, device="watch-1", folder=str(folder / "trust"), clock=now().timestamp(), held=held
+    )
     files = {(IMAGE, name): data for name, data in image.files.items()}
     files |= {(DIRECTOR, name): data for name, data in director.files.items()}
     return ask_child(question, HeldMetadata(files), bounds=Bounds())
@@ -70,6 +72,14 @@ def test_an_assignment_without_one_measures_nothing(tmp_path: Path) -> None:
     assert (verdict.ok, verdict.measure_sha256, verdict.measure_length) == (True, "", 0)
 
 
+def test_a_device_that_runs_the_second_build_is_not_told_that_it_was_revoked(tmp_path: Path) -> None:
+    # a slot does not know which of the two its manifest is
+    held = (Held(path=PATH, sha256=SHA256),)
+
+    assert ask(tmp_path, held=held).listed == (SHA256,)
+    assert ask(tmp_path / "revoked", held=held, listed=(PATH,)).revoked == (SHA256,)
+
+
 ELSEWHERE = target_name("strokes", 2, "gateway", "manifest.json", second=True)
 
 
@@ -85,7 +95,7 @@ ELSEWHERE = target_name("strokes", 2, "gateway", "manifest.json", second=True)
     ],
 )
 def test_a_build_to_measure_that_they_do_not_agree_on_refuses_the_assignment(
-    tmp_path: Path, listed: tuple[str, ...], terms: dict[str, str], words: str
+    tmp_path: Path, listed: tuple[str, ...], terms: dict[str, Any], words: str
 ) -> None:
     verdict = ask(tmp_path, listed=listed, **terms)
 

@@ -14,10 +14,12 @@ from tuf.api.metadata import DelegatedRole, Delegations
 from tuf.ngclient.fetcher import FetcherInterface
 
 from agent.assignment import ask_child
+from agent.enrol import make_key_and_request
 from agent.floor import parse_moment, read_floor
 from agent.metadata import Bounds, HeldMetadata
 from agent.question import DIRECTOR, IMAGE, Held, Question, Verdict
 from agent.trust import find_target, judge, open_repository
+from control_plane.authority import issue, load_authority, make_authorities, read_csr
 from skerry.errors import Broken
 from skerry.wire.manifest import GRANTED_UNTIL
 from skerry.wire.messages import Anchor, Terms
@@ -57,6 +59,7 @@ class Case:
         self.refuse_automatic = False
         self.image.add(PATH, b"manifest")
         self.image.publish()
+        self.certificate = ""
         self.anchor = Anchor("watch", self.image.root.decode(), self.director.root.decode(), server_ca="")
         self.assign()
 
@@ -80,6 +83,7 @@ class Case:
             clock=self.clock,
             held=self.held,
             refuse_automatic=self.refuse_automatic,
+            certificate=self.certificate,
         )
 
     def ask(self) -> Verdict:
@@ -446,6 +450,23 @@ def test_another_devices_end_is_not_ours(case: Case) -> None:
     case.assign(path="decommission", data=b"", device="watch-2")
     verdict = case.ask()
     assert (verdict.ok, verdict.decommission) == (False, False)
+
+
+def test_an_order_to_wipe_is_for_one_key_and_not_for_the_next_device_of_that_name(case: Case, tmp_path: Path) -> None:
+    make_authorities(tmp_path, "watch")
+    ca = load_authority(tmp_path, "device")
+    keys = [read_csr(make_key_and_request()[1]) for _ in range(2)]
+    issued = [issue(ca, key, name="watch.watch-1", now=now()) for key in keys]
+    first, second = (hashlib.sha256(each.public_key.encode()).hexdigest() for each in issued)
+    case.certificate = issued[1].pem
+
+    case.assign(path="decommission", data=b"", key_sha256=first)
+    replayed = case.ask()
+    case.assign(path="decommission", data=b"", key_sha256=second)
+
+    assert (replayed.ok, replayed.decommission, replayed.terms) == (False, False, None)
+    assert "an earlier key" in replayed.reason
+    assert case.ask().decommission
 
 
 # -- what is used of python-tuf beneath its public face

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 
 from skerry.delivery.delta import DELTA_MEMORY_BYTES, Tensor, apply_delta, make_delta, read_header
-from skerry.delivery.delta.form import MAGIC, Cursor, Header, short_hash, write_header
+from skerry.delivery.delta.form import MAGIC, Cursor, Header, pack, short_hash, write_header
 from skerry.delivery.delta.form import number as leb128
+from skerry.delivery.delta.head import MAX_PACKED_BYTES, Piece
+from skerry.delivery.delta.residual import Op
+from skerry.delivery.delta.rest import Way
 from skerry.errors import Rejected
 
 SEED = 5
@@ -121,3 +124,93 @@ def test_random_bytes_behind_a_true_header_are_refused(tmp_path: Path) -> None:
     random = np.random.default_rng(SEED)
     for _ in range(200):
         assert _outcome(delta[: cursor.at] + random.bytes(300), tmp_path / "source") is None
+
+
+def _handmade(head: bytes, *, source: bytes = b"", length: int, rest: bytes | None = None, body: bytes = b"") -> bytes:
+    """Return a delta of parts that no encoder would put together."""
+    header = Header(DELTA_MEMORY_BYTES, len(source), short_hash(source), length, bytes(8))
+    return write_header(header) + pack(head) + (bytes([Way.PACKED]) + pack(b"") if rest is None else rest) + body
+
+
+def _numbers(*values: int) -> bytes:
+    return b"".join(leb128(value) for value in values)
+
+
+# one symbol that takes no bits; a block of it is its lanes alone
+_SILENT = _numbers(1, 7, 1 << 14)
+
+
+@pytest.mark.parametrize(
+    ("delta", "reason"),
+    [
+        pytest.param(
+            _handmade(_numbers(Piece.PACKED, MAX_PACKED_BYTES + 1, 0, 0), length=1 << 25),
+            "at most",
+            id="a packed piece that would not fit into memory",
+        ),
+        pytest.param(
+            _handmade(_numbers(Piece.TENSOR, 640, Op.FRESH, 1, 0, 11) + bytes(range(11)) + _SILENT * 12, length=640),
+            "at most 10",
+            id="more tables than elements are worth",
+        ),
+        pytest.param(
+            _handmade(_numbers(Piece.TENSOR, 640, Op.FRESH, 1, 0, 0) + _SILENT + _numbers(1 << 20, 0, 0), length=640),
+            "at most 13",
+            id="more symbols than elements",
+        ),
+        pytest.param(
+            _handmade(_numbers(Piece.TENSOR, 640, Op.FRESH, 1, 0, 0) + _SILENT + _numbers(20, 1 << 20, 0), length=640),
+            "at most 640",
+            id="more bits than elements have",
+        ),
+        pytest.param(
+            _handmade(_numbers(Piece.COPY, 0, 0) * (1 << 15) + bytes([Piece.END]), length=0),
+            "at most 16384 instructions",
+            id="instructions that do nothing",
+        ),
+        pytest.param(
+            _handmade(
+                _numbers(Piece.REST, 4, 0), length=4, rest=bytes([Way.MATCHES]) + leb128(1 << 40), body=pack(b"")
+            ),
+            "at most",
+            id="more matches than bytes",
+        ),
+    ],
+)
+def test_what_would_cost_more_than_it_makes_is_refused_at_once(delta: bytes, reason: str) -> None:
+    out = io.BytesIO()
+    with pytest.raises(Rejected, match=reason):
+        apply_delta(delta, None, out)
+    assert not out.getvalue()
+
+
+def test_a_header_that_understates_its_memory_is_refused(tmp_path: Path) -> None:
+    source, _, delta = _example()
+    (tmp_path / "source").write_bytes(source)
+    header = read_header(cursor := Cursor(delta))
+    modest = Header(1 << 20, header.source_length, header.source_hash, header.target_length, header.target_hash)
+    with pytest.raises(Rejected, match="expected its header to say"):
+        apply_delta(write_header(modest) + delta[cursor.at :], tmp_path / "source", io.BytesIO())
+
+
+def test_a_delta_for_a_file_of_another_length_writes_nothing(tmp_path: Path) -> None:
+    source, target, delta = _example()
+    (tmp_path / "source").write_bytes(source)
+    out = io.BytesIO()
+    with pytest.raises(Rejected, match=f"a file of {len(target) + 1} bytes"):
+        apply_delta(delta, tmp_path / "source", out, length=len(target) + 1)
+    assert not out.getvalue()
+
+
+def test_no_bits_make_a_file_of_any_length_and_no_more(tmp_path: Path) -> None:
+    """A symbol that is sure takes no bits: what comes of that is bounded by the length that was signed."""
+    blocks = 4
+    head = _numbers(Piece.TENSOR, blocks << 17, Op.FRESH, 1, 0, 0) + _SILENT + _numbers(128, 0) * blocks + b"\0"
+    states = np.full(32, 1 << 16, dtype="<u4").tobytes()
+    delta = _handmade(head, length=blocks << 17, body=states * blocks)
+    out = io.BytesIO()
+    with pytest.raises(Rejected, match="other bytes"):
+        apply_delta(delta, None, out, length=blocks << 17)
+    assert out.getvalue() == bytes([7]) * (blocks << 17)
+    with pytest.raises(Rejected, match="expected one for a file of 5 bytes"):
+        apply_delta(delta, None, out, length=5)

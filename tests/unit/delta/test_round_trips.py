@@ -1,6 +1,7 @@
 """Deltas of made-up tensors and files: whatever the encoder chooses, the decoder gives the target back to the byte."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skerry.delivery.delta import Tensor, apply_delta, make_delta, rans, read_header
-from skerry.delivery.delta.form import Cursor
+from skerry.delivery.delta import Tensor, apply_delta, encode, make_delta, rans, read_header
+from skerry.delivery.delta.form import MAX_HEAD_BYTES, Cursor, unpack
+from skerry.delivery.delta.head import Piece, read_steps
 from skerry.delivery.delta.residual import ALONE, WIDTHS, Op, hint_of, join, residual_of, restore, split, unsigned
 from skerry.delivery.delta.rest import read_rest, write_rest
 
@@ -121,6 +123,65 @@ def test_a_file_on_its_own_has_an_empty_source(tmp_path: Path) -> None:
 
 def test_what_is_too_long_without_tensors_has_no_delta() -> None:
     assert make_delta(b"", bytes((16 << 20) + 1)) is None
+
+
+def test_a_large_tensor_of_a_width_without_a_model_is_packed_in_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encode, "MAX_PACKED_BYTES", 1 << 12)
+    old = np.arange(2000, dtype=np.int64)
+    new = old + (old % 100 == 0)
+    tensor = [Tensor("ids", 4, old.nbytes, 8, False)]
+    source, target = b"head" + old.tobytes(), b"HEAD" + new.tobytes()
+    delta = make_delta(source, target, source_tensors=tensor, target_tensors=tensor)
+    assert delta is not None
+    assert applied(delta, source, tmp_path) == target
+    cursor = Cursor(delta)
+    header = read_header(cursor)
+    steps = read_steps(unpack(cursor, most=MAX_HEAD_BYTES), header)
+    assert [(step.piece, step.source) for step in steps[1:]] == [(Piece.PACKED, 4 + at * 4096) for at in range(4)]
+
+
+def test_files_that_are_large_beside_their_tensors_have_no_delta() -> None:
+    half = bytes(9 << 20)
+    assert make_delta(half, half + b"x") is None
+
+
+def test_neighbours_that_did_not_change_are_copied_at_once(tmp_path: Path) -> None:
+    values = _weights("float32", 1, 4000).tobytes()
+    tensors = [Tensor(f"w{at}", 20 + 1608 * at, 1600, 4, True) for at in range(9)]
+    parts = b"".join(values[1600 * at : 1600 * (at + 1)] + b"between!" for at in range(9))
+    source, target = b"head of version one." + parts, b"head of version two." + parts
+    delta = make_delta(source, target, source_tensors=tensors, target_tensors=tensors)
+    assert delta is not None
+    assert applied(delta, source, tmp_path) == target
+    assert len(delta) < 80
+    # two that changed places: what lies between the others is claimed, and copied apart
+    swapped = [replace(each, name=f"w{(0, 7, 2, 3, 4, 5, 6, 1, 8)[at]}") for at, each in enumerate(tensors)]
+    delta = make_delta(source, target, source_tensors=swapped, target_tensors=tensors)
+    assert delta is not None
+    assert applied(delta, source, tmp_path) == target
+
+
+def test_tensors_that_lie_about_their_places_cost_nothing_but_bytes(tmp_path: Path) -> None:
+    zeros, values = bytes(4000), _weights("float32", 1, 2000).tobytes()
+    source, target = b"head" + zeros + values, b"the head" + zeros + values[:-4] + b"last"
+    maps = [
+        [
+            Tensor("zeros", at, 4000, 4, True),
+            Tensor("within", at + 400, 2000, 4, True),  # equal bytes are found where they come first
+            Tensor("values", at + 4000, 8000, 4, True),
+            Tensor("beyond", at + 11_000, 4000, 4, True),
+            Tensor("before", -300, 400, 4, True),
+            Tensor("split", at + 4000, 7999, 4, True),
+            Tensor("channels", at + 4000, 8000, 1, False, channels=7),
+        ]
+        for at in (4, 8)
+    ]
+    delta = make_delta(source, target, source_tensors=maps[0], target_tensors=maps[1])
+    assert delta is not None
+    assert applied(delta, source, tmp_path) == target
+    assert len(delta) < 300
 
 
 def test_the_same_files_give_the_same_delta() -> None:

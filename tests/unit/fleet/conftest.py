@@ -21,7 +21,7 @@ class Said(Outgoing):
         super().__init__()
         self.messages: list[tuple[str, bytes]] = []
 
-    def publish(self, topic: str, payload: bytes, *, retain: bool, qos: int = 1) -> bool:  # noqa: ARG002
+    def publish(self, topic: str, payload: bytes, *, retain: bool, qos: int = 1, expiry_s: int = 0) -> bool:  # noqa: ARG002
         self.messages.append((topic, payload))
         return True
 

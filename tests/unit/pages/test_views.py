@@ -189,13 +189,14 @@ def gate_report() -> dict[str, Any]:
     """Return a gate's report as the compiler writes it: one candidate won, one was refused, one was not preferred."""
     figures = {"size_bytes": 12_650, "accuracy": 0.868, "agreement": 0.987}
     refused = {"name": "agreement", "outcome": "refused", "expected": "at least 0.9750", "got": "0.9510"}
+    sticky = {"kept": 9, "scales": 10, "taken": True, "delta_bytes": 812, "free_delta_bytes": 3616}
     return {
         "runtime": "litert",
         "runtime_version": "2.1",
         "chosen": "hybrid-int8",
         "reason": "",
         "candidates": [
-            {"name": "hybrid-int8", "outcome": "passed", "checks": []} | figures,
+            {"name": "hybrid-int8", "outcome": "passed", "checks": [], "sticky": sticky} | figures,
             {"name": "int8", "outcome": "refused", "checks": [refused]},
             {"name": "float32", "outcome": "passed", "checks": []} | figures,
         ],
@@ -236,6 +237,8 @@ def test_the_build_matrix_shows_the_winner_and_why_the_others_lost(session: Sess
         ("int8", False, "agreement: expected at least 0.9750, got 0.9510"),
         ("float32", False, "passed; the profile prefers hybrid-int8"),
     ]
+    kept = "scales of the version before kept: 9 of 10, delta 812 bytes (free 3616 bytes)"
+    assert [one.sticky for one in build.candidates] == [kept, "", ""]
 
 
 def test_the_timeline_is_newest_first_and_bounded(session: Session, now: datetime) -> None:

@@ -14,12 +14,14 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from control_plane.authority import (
     DEVICE_LIFE,
+    RENEW_BEFORE,
     ensure_server_certificate,
     issue,
     load_authority,
     make_authorities,
     read_csr,
 )
+from control_plane.keys import TARGETS_LIFE
 from skerry.errors import Broken, Rejected
 
 NOW = datetime.now(UTC).replace(microsecond=0)
@@ -129,7 +131,12 @@ def test_the_servers_certificate_is_kept_until_it_is_due(folder: Path) -> None:
     assert serial(host="127.0.0.1", now=NOW + timedelta(days=200)) == first
     other_host = serial(host="10.0.0.1", now=NOW)
     assert other_host != first
-    assert serial(host="10.0.0.1", now=NOW + timedelta(days=300)) != other_host
+    assert serial(host="10.0.0.1", now=NOW + timedelta(days=370)) != other_host
+
+
+def test_the_servers_certificate_outlives_any_floor_that_stolen_online_keys_can_claim() -> None:
+    # a floor ends where the offline targets do; whoever runs a server for half a year without a restart is still in
+    assert TARGETS_LIFE + timedelta(days=180) < RENEW_BEFORE
 
 
 def test_the_strictest_verifier_accepts_the_servers_chain(folder: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cyclonedx.schema import SchemaVersion
@@ -13,7 +14,7 @@ from in_toto_attestation.v1.resource_descriptor import ResourceDescriptor
 from in_toto_attestation.v1.statement import Statement
 from sqlalchemy.orm import Session
 
-from control_plane import image_repository, releases
+from control_plane import image_repository, releases, retention
 from control_plane.bill import bill_of_materials
 from control_plane.making import Making, Part
 from control_plane.plane import Plane
@@ -148,7 +149,7 @@ def test_both_documents_are_targets_of_the_release_and_no_device_fetches_them(
     for file in ("bom.cdx.json", "provenance.intoto.json"):
         body = releases.document(founded, session, "gestures-1", profile="x86-64-gateway", file=file)
         assert listed[folder + file].hashes["sha256"] == founded.blobs.put(body)
-        assert founded.blobs.put(body) not in releases.blobs(session, releases.get(session, "gestures-1"))
+        assert founded.blobs.put(body) not in retention.blobs(session, releases.get(session, "gestures-1"))
         with pytest.raises(Unknown, match="of a profile that it was built for"):
             releases.document(founded, session, "gestures-1", profile="no-such", file=file)
     # they speak of the very files that are listed
@@ -158,6 +159,38 @@ def test_both_documents_are_targets_of_the_release_and_no_device_fetches_them(
     assert {each["name"]: each["digest"] for each in tree["subject"]} == {
         name: listed[name].hashes for name in (folder + "manifest.json", folder + "model.onnx")
     }
+
+
+def test_the_second_build_of_a_profile_has_documents_of_its_own(founded: Plane, session: Session, keys: Path) -> None:
+    train(founded, session, 1)
+    build = session.query(Build).one()
+    other = {"manifest.json": founded.blobs.put(b"other manifest"), "model.onnx": founded.blobs.put(b"other model")}
+    build.report = {
+        "chosen": "int8",
+        "kept": ["int8", "float32"],
+        "candidates": [{"name": "int8", "agreement": 0.75}, {"name": "float32", "agreement": 0.5}],
+        "second": {"manifest": other["manifest.json"], "files": {"model.onnx": other["model.onnx"]}},
+    }
+    releases.stage(founded, session, model="gestures", version=1)
+    sign(founded, session, keys, "gestures-1")
+
+    def document(profile: str, file: str) -> Any:
+        return json.loads(releases.document(founded, session, "gestures-1", profile=profile, file=file))
+
+    for profile, precision, agreement in (
+        ("x86-64-gateway", "int8", "0.75"),
+        ("x86-64-gateway.second", "float32", "0.5"),
+    ):
+        tree = document(profile, "provenance.intoto.json")
+        listed = image_repository.targets(session).targets
+        for each in tree["subject"]:
+            assert each["name"].startswith(f"models/gestures/1/{profile}/")
+            assert listed[each["name"]].hashes == each["digest"]
+        assert tree["predicate"]["buildDefinition"]["internalParameters"]["chosen"] == precision
+        (model,) = [each for each in tree["subject"] if each["name"].endswith("model.onnx")]
+        assert (model["digest"]["sha256"] == other["model.onnx"]) == profile.endswith(".second")
+        card = document(profile, "bom.cdx.json")["metadata"]["component"]["modelCard"]
+        assert agreement in {each["value"] for each in card["quantitativeAnalysis"]["performanceMetrics"]}
 
 
 def test_a_staged_release_shows_its_documents_before_anybody_signs(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from control_plane import director, publisher, releases
+from control_plane import director, publication, publisher, releases
 from control_plane.keys import sign_payload
 from control_plane.link import Message, Outgoing
 from control_plane.plane import Plane
@@ -152,11 +152,20 @@ def test_the_chunks_of_a_release_that_is_live_no_more_are_cleared(live: Plane) -
 
 
 def test_every_byte_that_is_sent_is_counted(live: Plane) -> None:
-    sent(live, lambda plane: publisher.publish_release(plane, "gestures-1"))
+    sent(live, lambda plane: publication.publish_release(plane, "gestures-1"))
     assert bytes_sent(live) == SEALED_BYTES
 
-    sent(live, lambda plane: publisher.publish_release(plane, "gestures-1"))
+    # a broker that kept nothing is given all of it anew
+    sent(live, publisher.republish_current)
     assert bytes_sent(live) == 2 * SEALED_BYTES
+
+
+def test_what_is_published_is_not_published_again(live: Plane) -> None:
+    sent(live, lambda plane: publication.publish_release(plane, "gestures-1"))
+
+    assert sent(live, lambda plane: publication.publish_release(plane, "gestures-1")) == []
+    assert chunks_of(sent(live, publication.converge)) == {}
+    assert bytes_sent(live) == SEALED_BYTES
 
 
 def test_what_finds_no_broker_is_not_counted(live: Plane) -> None:

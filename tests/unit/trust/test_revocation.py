@@ -1,5 +1,6 @@
 """The end of identities: what is revoked, what an order to wipe does, and how a name begins again."""
 
+import hashlib
 import json
 from datetime import timedelta
 from pathlib import Path
@@ -117,7 +118,11 @@ def test_a_decommissioned_device_is_told_and_ends_when_it_says_so(founded: Plane
     ((topic, payload),) = told
     assert topic == "skerry/1/d/watch.wearer-8/down/assign"
     targets = json.loads(json.loads(payload)["metadata"]["targets"])
-    assert list(targets["signed"]["targets"]) == ["decommission"]
+    (order,) = targets["signed"]["targets"].items()
+    assert order[0] == "decommission"
+    with founded.readers() as session:
+        enrolled = session.get_one(Device, NAME).public_key
+    assert order[1]["custom"]["key_sha256"] == hashlib.sha256(enrolled.encode()).hexdigest()
     # until then it can still come back, and be told
     with founded.sessions.begin() as session:
         renew(founded, session, key, NAME)

@@ -20,6 +20,7 @@ from control_plane import (
     policies,
     releases,
     replacements,
+    retention,
     rollouts,
     staging,
 )
@@ -174,6 +175,32 @@ def test_a_revoked_version_is_no_measure_for_the_next(founded: Plane, session: S
     assert previous() == 0
 
 
+def test_a_version_keeps_the_grids_of_what_is_live_for_its_profile(
+    founded: Plane, session: Session, keys: Path
+) -> None:
+    for version in (1, 2):
+        release(founded, session, keys, version)
+        build = session.scalars(select(Build).where(Build.version == version)).one()
+        second = {"manifest": "", "files": {"model.onnx": f"second {version}", "golden.npz": "g"}}
+        build.report = {"kept": ["int8-qdq", "float32"], "second": second}
+    for version in (3, 4):
+        train(founded, session, version)
+
+    def before() -> dict[str, str]:
+        now = founded.clock()
+        job = compile_job.ask(session, model="gestures", version=4, profiles=[PROFILE], window_n=100, now=now)
+        (task,) = compile_job.tasks(job.parameters)
+        grids: dict[str, str] = task["before"]
+        return grids
+
+    one, two = (founded.blobs.put(b"model %d" % version) for version in (1, 2))
+    assert before() == {"int8-qdq": two, "float32": "second 2"}  # version 3 runs nowhere
+    revoke(founded, session, keys, "gestures-2")
+    assert before() == {"int8-qdq": one, "float32": "second 1"}
+    revoke(founded, session, keys, "gestures-1")
+    assert before() == {}
+
+
 def test_a_running_rollout_of_a_revoked_release_ends(founded: Plane, session: Session, keys: Path) -> None:
     for version in (1, 2):
         release(founded, session, keys, version)
@@ -221,6 +248,30 @@ def test_the_next_older_good_one_is_chosen(good: list[int], running: str, refuse
     found = choose(listed, running=running, revoked_version=3, refuses_online=refuses)
 
     assert (found.release if found else None) == expected
+
+
+def test_of_two_builds_a_device_goes_back_to_the_one_that_the_first_devices_chose(
+    founded: Plane, session: Session, keys: Path
+) -> None:
+    train(founded, session, 1)
+    other = founded.blobs.put(b"other manifest")
+    session.query(Build).one().report = {"second": {"manifest": other, "files": {}}}
+    releases.stage(founded, session, model="gestures", version=1)
+    sign(founded, session, keys, "gestures-1").choices = {PROFILE: {"manifest": other}}
+    release(founded, session, keys, 2)
+    device(session, founded, runs=2)
+    # called back while it still runs the second build of the first
+    device(session, founded, "wearer-9", runs=2).reported = {"manifest": other}
+    session.add(
+        Deployment(id="d", device="wearer-9", release="gestures-2", manifest=manifest(session, 2), state="assigned")
+    )
+    revoke(founded, session, keys, "gestures-2")
+
+    assert reconcile(founded, session) == 2
+    for name, state in (("wearer-8", "assigned"), ("wearer-9", "committed")):
+        assert director.terms_of(session, name)[1].path == f"models/gestures/1/{PROFILE}.second/manifest.json"
+        replacement = session.scalars(select(Deployment).where(Deployment.device == name, Deployment.id != "d")).one()
+        assert (replacement.manifest, replacement.state) == (other, state)
 
 
 def test_a_device_with_a_revoked_release_is_assigned_the_next_older_one_once(
@@ -363,7 +414,7 @@ def test_with_a_grant_an_automatic_model_is_live_at_once_and_devices_find_it(
     path = releases.target_path(made, PROFILE)
     assert path not in image_repository.targets(session).targets
     assert image(device, session).get_targetinfo(path) is not None
-    assert manifest(session, 1) in releases.blobs(session, made)
+    assert manifest(session, 1) in retention.blobs(session, made)
 
 
 def test_after_its_end_a_grant_signs_nothing_new(founded: Plane, session: Session, keys: Path, clock: Any) -> None:

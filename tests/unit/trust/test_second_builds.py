@@ -10,7 +10,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.orm import Session
 
 from agent.enrol import make_key_and_request
-from control_plane import enrolment, image_repository, releases
+from control_plane import enrolment, image_repository, releases, retention
 from control_plane.builds import find_build
 from control_plane.database import alembic_config
 from control_plane.keys import sign_payload
@@ -51,7 +51,8 @@ def test_a_release_lists_both_builds_under_paths_of_their_own(founded: Plane, se
         releases.add_signature(founded, session, "gestures-1", keyid=each["keyid"], sig=each["sig"])
 
     targets = image_repository.targets(session).targets.items()
-    documents = {f"models/gestures/1/{PROFILE}/{name}" for name in DOCUMENTS}
+    documents = {f"models/gestures/1/{PROFILE}{second}/{name}" for name in DOCUMENTS for second in ("", ".second")}
+    assert documents <= {path for path, _ in targets}
     listed = {path: each.hashes["sha256"] for path, each in targets if path not in documents}
     assert listed == {
         f"models/gestures/1/{PROFILE}/manifest.json": build.manifest,
@@ -62,7 +63,7 @@ def test_a_release_lists_both_builds_under_paths_of_their_own(founded: Plane, se
         f"models/gestures/1/{PROFILE}.second/golden.npz": founded.blobs.put(b"golden"),
     }
     # what is listed is what the broker is given to retain
-    assert set(releases.blobs(session, releases.get(session, "gestures-1"))) == set(listed.values())
+    assert set(retention.blobs(session, releases.get(session, "gestures-1"))) == set(listed.values())
     assert {name: (one.first, one.second, one.chosen) for name, one in contests(session, "gestures-1").items()} == {
         PROFILE: (build.manifest, founded.blobs.put(b"other manifest"), "")
     }
