@@ -34,7 +34,7 @@ def create(body: BundleBody, plane: PlaneDep) -> StreamingResponse:
         offline_bundle.create(
             plane, file, device=body.device, release=body.release, request=body.request.encode(), days=body.days
         )
-    except BaseException:
+    except BaseException:  # whatever ends the making, also an interrupt, must not leave the file open
         file.close()
         raise
     length = file.tell()

@@ -125,7 +125,7 @@ def open_bundle(path: Path) -> Bundle:
         for name in lengths:
             _check_content(archive, name)
         return Bundle(archive, lengths)
-    except BaseException:
+    except BaseException:  # whatever ends the check, also an interrupt, must not leave the file open
         archive.close()
         raise
 
