@@ -49,6 +49,7 @@ def make_from_delta(delta: PartialFile, source: Path | Iterable[bytes], target: 
         given = {
             "source": str(source.absolute()),  # the child need not share our working folder
             "length": length,
+            "target_length": target.progress.entry.length,
             "memory_bytes": _MEMORY_BYTES,
             "cpu_s": int(wall_s),
         }

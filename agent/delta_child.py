@@ -1,9 +1,9 @@
 """`python -m agent.delta_child`: applies one delta, in a process of its own that has limits and ends.
 
 A delta is bytes from a network that say what to compute. First comes a line of JSON on stdin, `{"source", "length",
-"memory_bytes", "cpu_s"}`: the path of the source file, how long the delta is, and the limits; then the delta. What it
-makes goes to stdout, and nothing to any file; who reads it there judges every chunk. Exit status 2 is a delta that was
-refused, with the reason as the last line on stderr.
+"target_length", "memory_bytes", "cpu_s"}`: the path of the source file, how long the delta is and how long what it
+makes, and the limits; then the delta. What it makes goes to stdout, and nothing to any file; who reads it there judges
+every chunk. Exit status 2 is a delta that was refused, with the reason as the last line on stderr.
 """
 
 import json
@@ -27,7 +27,7 @@ def main() -> int:
     confine({"address_space_bytes": space, "file_bytes": 0, "cpu_s": given["cpu_s"]})
     delta = sys.stdin.buffer.read(given["length"])
     try:
-        apply_delta(delta, Path(given["source"]), sys.stdout.buffer)
+        apply_delta(delta, Path(given["source"]), sys.stdout.buffer, length=given["target_length"])
         sys.stdout.buffer.flush()
     except Rejected as error:
         print(error, file=sys.stderr)

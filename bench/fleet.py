@@ -13,6 +13,7 @@ import hashlib
 import os
 import pickle
 import resource
+import shutil
 import socket
 import subprocess
 import sys
@@ -47,7 +48,8 @@ _FOLDERS = Path("/dev/shm")  # noqa: S108 -- a folder of its own is made in it
 class Work:
     """What each device of a process does: `how` is `bare`, `keeping`, `plain`, `link` (the agent's) or `https`.
 
-    Chunks that are sealed with `key` are opened; without one they are told from their padding alone.
+    Chunks that are sealed with `key` are opened; without one they are told from their padding alone. `deleting`, each
+    device deletes its file once it is whole, as part of its time: for fleets whose files no memory would hold.
     """
 
     how: str
@@ -58,6 +60,7 @@ class Work:
     key: bytes = b""
     ca: str = ""
     at_once: int = 4
+    deleting: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +162,13 @@ def _all_connected(work: Work, folder: Path) -> Iterator[list[Callable[[], int]]
 
 
 def _over_mqtt(work: Work, link: "PlainLink | Link", folder: Path) -> Callable[[], int]:
-    return lambda: _received(work, lambda **given: fetch_files(link, folder, **given).received)
+    def fetch() -> int:
+        received = _received(work, lambda **given: fetch_files(link, folder, **given).received)
+        if work.deleting:
+            shutil.rmtree(folder)
+        return received
+
+    return fetch
 
 
 def _over_https(work: Work, folder: Path) -> Callable[[], int]:
@@ -193,6 +202,8 @@ def _bare(work: Work, link: "PlainLink | Link", file: Path | None) -> Callable[[
                     for payload in found.values():
                         hashlib.sha256(payload).digest()
                         kept.write(payload)
+        if file is not None and work.deleting:
+            file.unlink()
         return received
 
     return receive

@@ -10,23 +10,20 @@ import base64
 import binascii
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from securesystemslib.signer import Key
-from tuf.api.exceptions import RepositoryError, UnsignedMetadataError
+from tuf.api.exceptions import UnsignedMetadataError
 from tuf.api.metadata import Metadata, Root, TargetFile, Targets
-from tuf.api.serialization import DeserializationError
 
+from control_plane.handed_files import Shown, parse_metadata, read_file, write_file
 from control_plane.key_files import read_keys
 from control_plane.keys import parse_payload, sign_payload
 from skerry.errors import Rejected
-from skerry.wire import codec
 
 FORMAT = "skerry-approval-1"
-MAX_BYTES = 8 << 20
-S = TypeVar("S", Root, Targets)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,20 +55,12 @@ class Approval:
     format: str = FORMAT
 
 
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """What a change comes to, a line each; `checked`: what is published could be checked, else all is shown as new."""
-
-    lines: tuple[str, ...]
-    checked: bool
-
-
 def make(
     *, kind: str, name: str, project: str, payload: bytes, published: bytes, root: bytes, signed: Iterable[Given]
 ) -> Approval:
     """Return the approval of what waits for signatures on the server."""
-    role = _parse(Root, root.decode()).signed.roles[Targets.type]
-    lines = changes(_parse(Targets, published.decode()).signed, parse_payload(payload))
+    role = parse_metadata(Root, root.decode()).signed.roles[Targets.type]
+    lines = changes(parse_metadata(Targets, published.decode()).signed, parse_payload(payload))
     return Approval(
         kind=kind,
         name=name,
@@ -88,19 +77,12 @@ def make(
 
 def read(data: bytes, what: str) -> Approval:
     """Read the file `what`; raises `Rejected` for anything else."""
-    try:
-        tree = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise Rejected(f"{what}: expected a file of `skerry release export`, got no JSON") from error
-    if not isinstance(tree, dict) or tree.get("format") != FORMAT:
-        found = tree.get("format") if isinstance(tree, dict) else tree
-        raise Rejected(f"{what}: expected the format {FORMAT} of `skerry release export`, got {found!r:.60}")
-    return codec.from_tree(Approval, tree)
+    return read_file(Approval, data, what, form=FORMAT, made_by="skerry release export")
 
 
 def write(approval: Approval) -> bytes:
     """Return the bytes of the file."""
-    return json.dumps(asdict(approval), indent=1).encode() + b"\n"
+    return write_file(approval)
 
 
 def payload_of(approval: Approval) -> bytes:
@@ -193,7 +175,7 @@ def _digest(file: TargetFile) -> str:
 def _published(approval: Approval, known: Iterable[Key], version: int) -> Targets | None:
     """The targets that are published, when a root that one of the `known` keys signed vouches for them."""
     try:
-        root, published = _parse(Root, approval.root), _parse(Targets, approval.published)
+        root, published = parse_metadata(Root, approval.root), parse_metadata(Targets, approval.published)
         root.signed.verify_delegate(Targets.type, published.signed_bytes, published.signatures)
     except (Rejected, UnsignedMetadataError, ValueError):
         return None
@@ -212,13 +194,3 @@ def _is_signed(root: Metadata[Root], key: Key) -> bool:
     except (UnverifiedSignatureError, VerificationError):
         return False
     return True
-
-
-def _parse(kind: type[S], text: str) -> Metadata[S]:
-    try:
-        metadata: Metadata[Any] = Metadata.from_bytes(text.encode())
-    except (DeserializationError, RepositoryError, RecursionError) as error:
-        raise Rejected(f"{kind.type}: expected TUF metadata, got {text[:40]!r}") from error
-    if not isinstance(metadata.signed, kind):
-        raise Rejected(f"{kind.type}: expected metadata of this type, got {metadata.signed.type}")
-    return metadata

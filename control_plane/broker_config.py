@@ -28,6 +28,7 @@ from control_plane.home import Home, write_secret
 from control_plane.link import CONTROL_PLANE
 from control_plane.plane import utc_now
 from control_plane.settings import EMBEDDED, Settings, save_settings
+from control_plane.sites import QUEUED_MESSAGES, Sites, queue_lines, read_sites, site_acl
 from skerry.delivery.durable import write_durably
 from skerry.errors import Broken, Rejected
 from skerry.wire.codec import MAX_BYTES
@@ -38,9 +39,6 @@ MAX_DEVICES = 1_000_000
 # while a session is taken over there are two connections of a device, and a fleet that returns does so at once
 SPARE_CONNECTIONS = 64
 KEEPALIVE_S = 120
-# half of what a day of acknowledgements and assignments comes to; what does not fit is said again
-QUEUED_MESSAGES = 1000
-QUEUED_BYTES = 16 << 20
 # as paho's and as the link's own
 IN_FLIGHT = 100
 SAVE_S = 30
@@ -85,8 +83,7 @@ class Plan:
             raise Rejected(f"devices: expected 1 to {MAX_DEVICES}, got {self.fleet}")
         if self.devices.port == self.control.port:
             raise Rejected(f"ports: expected different ones, got {self.devices.port} twice; give --control")
-        if any(not each.isprintable() or each in '"\\' for each in str(self.folder)):
-            raise Rejected(f"out: expected a path without quotes and control characters, got {str(self.folder)!r}")
+        check_path(self.folder, option="out")
 
     @property
     def connections(self) -> int:
@@ -106,6 +103,12 @@ def parse_listener(text: str, *, option: str) -> Listener:
     if not 0 < number < 65536:
         raise Rejected(f"{option}: expected a port from 1 to 65535, got {number}")
     return Listener(host, number)
+
+
+def check_path(path: Path, *, option: str) -> None:
+    """Refuse a path that cannot stand in a broker's configuration; raises `Rejected`."""
+    if any(not each.isprintable() or each in '"\\' for each in str(path)):
+        raise Rejected(f"{option}: expected a path without quotes and control characters, got {str(path)!r}")
 
 
 def broker_user() -> str:
@@ -141,18 +144,24 @@ def configure(broker: str, home: Home, settings: Settings, plan: Plan) -> Settin
     write_durably(plan.folder / "device-ca.pem", device_ca.pem.encode())
     if not (plan.folder / crl.FILE).exists():
         write_durably(plan.folder / crl.FILE, crl.build(device_ca, {}, now=now))
-    for name, text in _FILES[broker](plan, password).items():
+    sites = read_sites(home)
+    texts = (
+        mosquitto_files(plan, password, queue=queue_lines(settings, sites), sites=sites)
+        if broker == "mosquitto"
+        else emqx_files(plan, password)
+    )
+    for name, text in texts.items():
         write_secret(plan.folder / name, text.encode())
     _hand_over(plan)
 
     loopback = plan.control.loopback
     scheme = "mqtt" if loopback else "mqtts"
-    control = plan.control if loopback else f"{_in_url(plan.name)}:{plan.control.port}"
+    control = plan.control if loopback else f"{in_url(plan.name)}:{plan.control.port}"
     used = replace(
         settings,
         broker=f"{scheme}://{CONTROL_PLANE}:{password}@{control}",
         broker_ca=str(home.ca / "server-ca.pem"),
-        broker_advertised=f"mqtts://{_in_url(plan.name)}:{plan.devices.port}",
+        broker_advertised=f"mqtts://{in_url(plan.name)}:{plan.devices.port}",
         broker_folder=str(plan.folder),
         crl_url=(settings.crl_url or f"{settings.pages_url}/v1/crl") if broker == "emqx" else settings.crl_url,
         broker_reload=settings.broker_reload or _RELOAD[broker],
@@ -161,7 +170,7 @@ def configure(broker: str, home: Home, settings: Settings, plan: Plan) -> Settin
     return used
 
 
-def mosquitto_files(plan: Plan, password: str) -> dict[str, str]:
+def mosquitto_files(plan: Plan, password: str, *, queue: str, sites: Sites) -> dict[str, str]:
     """Return the text files of a Mosquitto 2.0 or later by name."""
     folder = plan.folder
     tls = f"certfile {folder}/server.pem\nkeyfile {folder}/server.key\ntls_version tlsv1.2\n"
@@ -182,8 +191,7 @@ password_file {folder}/passwords
 
 max_packet_size {MAX_BYTES}
 max_inflight_messages {IN_FLIGHT}
-max_queued_messages {QUEUED_MESSAGES}
-max_queued_bytes {QUEUED_BYTES}
+{queue}
 max_keepalive {KEEPALIVE_S}
 set_tcp_nodelay true
 
@@ -205,20 +213,38 @@ use_username_as_clientid true
 listener {plan.control.port} {plan.control.host}
 max_connections {SPARE_CONNECTIONS}
 {"" if plan.control.loopback else tls}"""
-    acl = f"""\
-# For every user; Mosquitto remarks that the last two name none, and applies them all the same.
-pattern read {ROOT}/d/%u/down/+
-pattern write {ROOT}/d/%u/up/+
-pattern read {ROOT}/tuf/{plan.project}/+
-pattern read {ROOT}/blob/+/+
+    return {
+        "mosquitto.conf": config,
+        "acl": mosquitto_acl(plan.project, sites),
+        "passwords": f"{CONTROL_PLANE}:{_mosquitto_hash(password)}\n",
+    }
 
+
+def mosquitto_acl(project: str, sites: Sites) -> str:
+    """Return the `acl` of the Mosquitto of this server, with what its sites need."""
+    more = site_acl(project, sites)
+    return (
+        patterns(project)
+        + f"""
 user {CONTROL_PLANE}
 topic write {ROOT}/d/+/down/+
 topic read {ROOT}/d/+/up/+
-topic write {ROOT}/tuf/{plan.project}/+
+topic write {ROOT}/tuf/{project}/+
 topic write {ROOT}/blob/+/+
 """
-    return {"mosquitto.conf": config, "acl": acl, "passwords": f"{CONTROL_PLANE}:{_mosquitto_hash(password)}\n"}
+        + (f"\n{more}" if more else "")
+    )
+
+
+def patterns(project: str) -> str:
+    """Return the lines of an `acl` that say what any device may do, on this server's Mosquitto and on a site's."""
+    return f"""\
+# For every user; Mosquitto remarks that the last two name none, and applies them all the same.
+pattern read {ROOT}/d/%u/down/+
+pattern write {ROOT}/d/%u/up/+
+pattern read {ROOT}/tuf/{project}/+
+pattern read {ROOT}/blob/+/+
+"""
 
 
 def emqx_files(plan: Plan, password: str) -> dict[str, str]:
@@ -299,7 +325,6 @@ def emqx_files(plan: Plan, password: str) -> dict[str, str]:
 
 # Mosquitto's own is SIGHUP to the process in its pid file
 _RELOAD = {"mosquitto": "", "emqx": "emqx ctl pem_cache clean"}
-_FILES = {"mosquitto": mosquitto_files, "emqx": emqx_files}
 
 
 def _mosquitto_hash(password: str) -> str:
@@ -323,5 +348,6 @@ def _hand_over(plan: Plan) -> None:
     crl.hand_over(plan.folder, *(path.name for path in plan.folder.iterdir()))
 
 
-def _in_url(host: str) -> str:
+def in_url(host: str) -> str:
+    """Return a host as it stands in an address."""
     return f"[{host}]" if ":" in host else host

@@ -11,26 +11,23 @@ No network and no database are needed here.
 
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from securesystemslib.signer import Key
-from tuf.api.exceptions import RepositoryError, UnsignedMetadataError
+from tuf.api.exceptions import UnsignedMetadataError
 from tuf.api.metadata import Metadata, Role, Root, Targets
-from tuf.api.serialization import DeserializationError
 
+from control_plane.handed_files import Shown, parse_metadata, read_file, write_file
 from control_plane.key_files import read_keys, role_signers, sign_with
 from control_plane.keys import DIRECTOR_ROLES, OFFLINE_ROLES, ROOT_LIFE, from_now
 from control_plane.online_keys import ONLINE_ROLES
 from skerry.errors import Rejected
-from skerry.wire import codec
 
 FORMAT = "skerry-roots-1"
-MAX_BYTES = 8 << 20
 IMAGE, DIRECTOR, TARGETS = "image_root", "director_root", "targets"
-S = TypeVar("S", Root, Targets)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +41,6 @@ class RootsFile:
     next: dict[str, str]
     present: dict[str, str] = field(default_factory=dict)
     format: str = FORMAT
-
-
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """What the next roots change, a line each; `checked`: what they follow could be, else all is shown as new."""
-
-    lines: tuple[str, ...]
-    checked: bool
 
 
 def rotate(
@@ -74,7 +63,7 @@ def rotate(
     changed = {Root.type: (IMAGE, DIRECTOR), "director": (DIRECTOR,)}.get(role, (IMAGE,))
     made = {}
     for name in changed:
-        root = _parse(Root, present[name]).signed
+        root = parse_metadata(Root, present[name]).signed
         for each in roles:
             root.roles[each] = Role([key.keyid for key in keys], threshold)
         known = root.keys | {key.keyid: key for key in keys}
@@ -90,21 +79,14 @@ def rotate(
 
 def renew(project: str, present: Mapping[str, str], *, now: datetime) -> RootsFile:
     """Return the unsigned next roots of both repositories with the same keys and a new expiry."""
-    role = _parse(Root, present[IMAGE]).signed
+    role = parse_metadata(Root, present[IMAGE]).signed
     held = [role.get_key(keyid) for keyid in role.roles[Root.type].keyids]
     return rotate(project, present, Root.type, keys=held, threshold=role.roles[Root.type].threshold, now=now)
 
 
 def read(data: bytes, what: str) -> RootsFile:
     """Read the file `what`; raises `Rejected` for anything else."""
-    try:
-        tree = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise Rejected(f"{what}: expected a file of `skerry keys rotate`, got no JSON") from error
-    if not isinstance(tree, dict) or tree.get("format") != FORMAT:
-        found = tree.get("format") if isinstance(tree, dict) else tree
-        raise Rejected(f"{what}: expected the format {FORMAT} of `skerry keys rotate`, got {found!r:.60}")
-    file = codec.from_tree(RootsFile, tree)
+    file = read_file(RootsFile, data, what, form=FORMAT, made_by="skerry keys rotate")
     if not file.next or not set(file.next) <= {IMAGE, DIRECTOR, TARGETS}:
         raise Rejected(f"{what}: expected next roots, got {', '.join(file.next) or 'nothing'}")
     for name, text in file.next.items():
@@ -114,7 +96,7 @@ def read(data: bytes, what: str) -> RootsFile:
 
 def write(file: RootsFile) -> bytes:
     """Return the bytes of the file."""
-    return json.dumps(asdict(file), indent=1).encode() + b"\n"
+    return write_file(file)
 
 
 def show(file: RootsFile, folder: Path | None = None) -> Shown:
@@ -124,12 +106,12 @@ def show(file: RootsFile, folder: Path | None = None) -> Shown:
     checked = True
     for name in (IMAGE, DIRECTOR):
         if name in file.next:
-            new = _parse(Root, file.next[name]).signed
+            new = parse_metadata(Root, file.next[name]).signed
             before = _trusted(file.present.get(name, ""), known, new.version)
             checked = checked and before is not None
             lines += _changes(name.replace("_", " "), before, new)
     if TARGETS in file.next:
-        targets = _parse(Targets, file.next[TARGETS]).signed
+        targets = parse_metadata(Targets, file.next[TARGETS]).signed
         lines.append(f"targets version {targets.version} as published, {len(targets.targets)} files")
     return Shown(tuple(lines), checked=checked)
 
@@ -167,9 +149,11 @@ def missing(file: RootsFile) -> list[str]:
     for name, text in file.next.items():
         metadata = _metadata(name, text)
         role = Targets.type if name == TARGETS else Root.type
-        askers = {"new": _parse(Root, file.next[IMAGE if name == TARGETS else name]).signed}
+        askers = {"new": parse_metadata(Root, file.next[IMAGE if name == TARGETS else name]).signed}
         if name != TARGETS:
-            askers["present"] = _parse(Root, file.present[name]).signed if name in file.present else askers["new"]
+            askers["present"] = (
+                parse_metadata(Root, file.present[name]).signed if name in file.present else askers["new"]
+            )
         for whose, root in askers.items():
             result = root.get_verification_result(role, metadata.signed_bytes, metadata.signatures)
             if not result:
@@ -180,15 +164,15 @@ def missing(file: RootsFile) -> list[str]:
 
 def _may_sign(file: RootsFile, name: str) -> Collection[str]:
     if name == TARGETS:
-        return _parse(Root, file.next[IMAGE]).signed.roles[Targets.type].keyids if IMAGE in file.next else ()
+        return parse_metadata(Root, file.next[IMAGE]).signed.roles[Targets.type].keyids if IMAGE in file.next else ()
     roots = [file.next[name], *([file.present[name]] if name in file.present else [])]
-    return {keyid for text in roots for keyid in _parse(Root, text).signed.roles[Root.type].keyids}
+    return {keyid for text in roots for keyid in parse_metadata(Root, text).signed.roles[Root.type].keyids}
 
 
 def _check_targets(file: RootsFile, metadata: Metadata[Targets]) -> None:
     """New keys sign again what is published: which is what the present ones have signed."""
     try:
-        present = _parse(Root, file.present.get(IMAGE, "")).signed
+        present = parse_metadata(Root, file.present.get(IMAGE, "")).signed
         present.verify_delegate(Targets.type, metadata.signed_bytes, metadata.signatures)
     except (UnsignedMetadataError, Rejected) as error:
         raise Rejected(
@@ -201,7 +185,7 @@ def _trusted(text: str, known: Sequence[Key], version: int) -> Root | None:
     from securesystemslib.exceptions import UnverifiedSignatureError, VerificationError
 
     try:
-        root = _parse(Root, text)
+        root = parse_metadata(Root, text)
         root.signed.verify_delegate(Root.type, root.signed_bytes, root.signatures)
     except (Rejected, UnsignedMetadataError):
         return None
@@ -236,18 +220,4 @@ def _holders(role: Role) -> str:
 
 
 def _metadata(name: str, text: str) -> Metadata[Any]:
-    return _parse(Targets, text) if name == TARGETS else _parse(Root, text)
-
-
-def _parse(kind: type[S], text: str) -> Metadata[S]:
-    try:
-        metadata: Metadata[Any] = Metadata.from_bytes(text.encode())
-    except (DeserializationError, RepositoryError, RecursionError) as error:
-        raise Rejected(f"{kind.type}: expected TUF metadata, got {text[:40]!r}") from error
-    if not isinstance(metadata.signed, kind):
-        raise Rejected(f"{kind.type}: expected metadata of this type, got {metadata.signed.type}")
-    if isinstance(metadata.signed, Root):
-        named = {keyid for role in metadata.signed.roles.values() for keyid in role.keyids}
-        if not named <= set(metadata.signed.keys):
-            raise Rejected(f"root {metadata.signed.version}: expected each key that it names, got key ids without keys")
-    return metadata
+    return parse_metadata(Targets, text) if name == TARGETS else parse_metadata(Root, text)

@@ -13,7 +13,8 @@ from skerry.client import Client
 from skerry.errors import Rejected, Unavailable
 
 if TYPE_CHECKING:
-    from control_plane.approval import Approval, Shown
+    from control_plane.approval import Approval
+    from control_plane.handed_files import Shown
 
 # no release is named like this: names have no dot and no slash
 _FILE = re.compile(r".*[./].*")
@@ -101,10 +102,10 @@ def _sign(options: argparse.Namespace, session: Session) -> None:
 
 
 def _sign_file(path: Path, keys: Path, session: Session) -> None:
-    from control_plane import approval
+    from control_plane import approval, handed_files
     from skerry.delivery.durable import write_durably
 
-    waiting = approval.read(read_bytes(path, limit=approval.MAX_BYTES), str(path))
+    waiting = approval.read(read_bytes(path, limit=handed_files.MAX_BYTES), str(path))
     shown = approval.show(waiting, keys)
     signed = approval.sign(waiting, keys, passphrase=session.passphrase(keys))
     write_durably(path, approval.write(signed))
@@ -151,9 +152,9 @@ def _export(options: argparse.Namespace, session: Session) -> None:
 
 
 def _import(options: argparse.Namespace, session: Session) -> None:
-    from control_plane import approval
+    from control_plane import approval, handed_files
 
-    signed = approval.read(read_bytes(options.file, limit=approval.MAX_BYTES), str(options.file))
+    signed = approval.read(read_bytes(options.file, limit=handed_files.MAX_BYTES), str(options.file))
     payload = approval.payload_of(signed)
     if not signed.signatures:
         raise Rejected(f"{options.file}: expected signatures, got none; first: skerry release sign FILE --keys FOLDER")
@@ -186,10 +187,10 @@ def _revoke(options: argparse.Namespace, session: Session) -> None:
 
 def _show_release(options: argparse.Namespace, session: Session) -> None:
     if _FILE.fullmatch(options.release):
-        from control_plane import approval
+        from control_plane import approval, handed_files
 
         path = Path(options.release)
-        waiting = approval.read(read_bytes(path, limit=approval.MAX_BYTES), str(path))
+        waiting = approval.read(read_bytes(path, limit=handed_files.MAX_BYTES), str(path))
         shown = approval.show(waiting)
         session.show({"changes": list(shown.lines), "signatures": len(waiting.signatures)}, _shown(waiting, shown))
         return

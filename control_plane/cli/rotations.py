@@ -128,9 +128,9 @@ def _withdraw(options: argparse.Namespace, session: Session) -> None:
 
 
 def _sign(options: argparse.Namespace, session: Session) -> None:
-    from control_plane import approval, next_roots
+    from control_plane import approval, handed_files, next_roots
 
-    data = read_bytes(options.file, limit=next_roots.MAX_BYTES)
+    data = read_bytes(options.file, limit=handed_files.MAX_BYTES)
     if _is_roots(data):
         file = next_roots.read(data, str(options.file))
         lines = _show_roots(file, options.keys)
@@ -152,9 +152,9 @@ def _sign(options: argparse.Namespace, session: Session) -> None:
 
 
 def _submit(options: argparse.Namespace, session: Session) -> None:
-    from control_plane import approval, next_roots
+    from control_plane import approval, handed_files, next_roots
 
-    data = read_bytes(options.file, limit=next_roots.MAX_BYTES)
+    data = read_bytes(options.file, limit=handed_files.MAX_BYTES)
     with session.client() as client:
         if _is_roots(data):
             _submit_roots(next_roots.read(data, str(options.file)), [], session, client)

@@ -15,6 +15,7 @@ from skerry.delivery.delta.form import (
     DELTA_MEMORY_BYTES,
     MAX_FILE_BYTES,
     MAX_HEAD_BYTES,
+    Effort,
     Header,
     number,
     pack,
@@ -51,6 +52,7 @@ class _Written:
     head: bytearray = field(default_factory=bytearray)
     body: list[bytes] = field(default_factory=list)
     source_at: int = 0
+    effort: Effort = field(default_factory=Effort)
 
 
 def make_delta(
@@ -92,7 +94,12 @@ def make_delta(
     if memory > DELTA_MEMORY_BYTES:
         return None
     # which stretches of the source were tensors is said by the pieces themselves: the rest comes after them
-    parts = [write_header(replace(header, memory_bytes=memory)), pack(head), write_rest(kept, rest), *written.body]
+    parts = [
+        write_header(replace(header, memory_bytes=memory)),
+        pack(head, written.effort),
+        write_rest(kept, rest, written.effort),
+        *written.body,
+    ]
     delta = b"".join(parts)
     return delta if gives(delta, source, target) else None
 
@@ -198,7 +205,7 @@ def _write_tensor(written: _Written, source: bytes, target: bytes, old: Tensor |
     # searching for repetitions takes long, and finds little where values are as good as random
     if new.length <= _SEARCHED_BYTES or best > new.length * 0.9:
         spans = [(first, min(MAX_PACKED_BYTES, new.length - first)) for first in range(0, new.length, MAX_PACKED_BYTES)]
-        plain = [pack(wanted[first : first + length]) for first, length in spans]
+        plain = [pack(wanted[first : first + length], written.effort) for first, length in spans]
         if sum(map(len, plain)) < best or not head:
             # the first part says where the source's tensor begins, the others go on from there
             follows = [moved, *([number(1) + signed(0)] if old is not None else [number(0)]) * (len(spans) - 1)]

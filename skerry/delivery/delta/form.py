@@ -10,6 +10,7 @@ import bz2
 import hashlib
 import lzma
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -27,7 +28,16 @@ DELTA_MEMORY_BYTES = 64 << 20
 MAX_FILE_BYTES = 1 << 30
 MAX_HEAD_BYTES = 4 << 20
 HASH_BYTES = 8
+_LEAST_BYTES = 16
 LEAST_PREFIX_BYTES = 8
+THOROUGH_BYTES = 1 << 20
+"""Streams up to this are packed by every codec, as long as there are not too many of them."""
+THOROUGH_IN_ALL_BYTES = 8 << 20
+_SMALL_BYTES = 1 << 12
+_SAMPLE_BYTES = 1 << 18
+_STRETCHES = 4
+_RANDOM = 0.985
+_NEAR = 1.1
 _WINDOW_LOG = 24
 _LZMA_DICT = 1 << 23
 
@@ -138,10 +148,31 @@ def read_header(cursor: Cursor, *, memory_bytes: int = DELTA_MEMORY_BYTES) -> He
     )
 
 
-def pack(data: bytes) -> bytes:
+class Effort:
+    """How much may still be packed by every codec while one delta is made.
+
+    All of them together take 2 to 7 seconds a megabyte. So a long stream is packed by those alone that pack a sample of
+    it best, and where nothing does, by the one that finds what lies far apart at next to no cost.
+    """
+
+    def __init__(self) -> None:
+        self._left = THOROUGH_IN_ALL_BYTES
+
+    def allows(self, size_bytes: int) -> bool:
+        """Say whether a stream of this length is packed by every codec, and take it from what is left."""
+        if size_bytes <= _SMALL_BYTES:
+            # a sample of it would say nothing; and there are not more of these than a head has pieces
+            return True
+        allowed = size_bytes <= min(THOROUGH_BYTES, self._left)
+        self._left -= size_bytes if allowed else 0
+        return allowed
+
+
+def pack(data: bytes, effort: Effort | None = None) -> bytes:
     """Return `data` packed by the codec that makes it smallest: codec, length, packed length, bytes."""
-    packed = min(_packings(data), key=lambda each: (len(each[1]), each[0]))
-    codec, body = packed
+    ways = _WAYS if (effort or Effort()).allows(len(data)) else _promising(data)
+    packings = [(Codec.RAW, data), *((way.codec, way.pack(data)) for way in ways if len(data) >= _LEAST_BYTES)]
+    codec, body = min(packings, key=lambda each: (len(each[1]), each[0]))
     return bytes([codec]) + number(len(data)) + number(len(body)) + body
 
 
@@ -180,16 +211,46 @@ def unzstd_from(source: bytes | bytearray, frame: bytes, length: int) -> bytes:
     return data
 
 
-def _packings(data: bytes) -> list[tuple[Codec, bytes]]:
-    packings = [(Codec.RAW, data)]
-    if len(data) < 16:
-        return packings
-    packings.append((Codec.ZSTD, zstd.compress(data, options=_zstd_options(len(data)))))
-    packings.append((Codec.BZ2, bz2.compress(data)))
-    for lc, lp, pb in ((3, 0, 0), (0, 0, 0), (4, 0, 0), (0, 2, 2), (2, 2, 2)):
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """A codec with its settings."""
+
+    codec: Codec
+    pack: Callable[[bytes], bytes]
+
+
+def _lzma(lc: int, lp: int, pb: int) -> _Way:
+    def pack_so(data: bytes) -> bytes:
         raw = lzma.compress(data, lzma.FORMAT_RAW, filters=[_filter(lc, lp, pb, len(data))])
-        packings.append((Codec.LZMA, bytes([(pb * 5 + lp) * 9 + lc]) + raw))
-    return packings
+        return bytes([(pb * 5 + lp) * 9 + lc]) + raw
+
+    return _Way(Codec.LZMA, pack_so)
+
+
+def _zstd(level: int) -> _Way:
+    return _Way(Codec.ZSTD, lambda data: zstd.compress(data, options=_zstd_options(len(data), level=level)))
+
+
+_WAYS = (
+    _zstd(22),
+    _Way(Codec.BZ2, bz2.compress),
+    *(_lzma(lc, lp, pb) for lc, lp, pb in ((3, 0, 0), (0, 0, 0), (4, 0, 0), (0, 2, 2), (2, 2, 2))),
+)
+_FAST = _zstd(9)
+
+
+def _promising(data: bytes) -> tuple[_Way, ...]:
+    """The ways that pack a sample best: stretches from all over the data."""
+    length = min(_SAMPLE_BYTES, len(data) // 8) // _STRETCHES
+    step = len(data) // _STRETCHES
+    sample = b"".join(data[first * step : first * step + length] for first in range(_STRETCHES))
+    sizes = {way: len(way.pack(sample)) for way in _WAYS}
+    best = min(_WAYS, key=sizes.__getitem__)
+    if sizes[best] > _RANDOM * len(sample):
+        return (_FAST,)
+    # what LZMA finds beyond the length of a stretch, a sample cannot show
+    second = min((way for way in _WAYS if way.codec is Codec.LZMA), key=sizes.__getitem__)
+    return (best, _FAST) if second is best or sizes[second] > _NEAR * sizes[best] else (best, second, _FAST)
 
 
 def _unpacked(codec: Codec, body: bytes, length: int) -> bytes:
@@ -212,10 +273,10 @@ def _filter(lc: int, lp: int, pb: int, length: int) -> dict[str, Any]:
     return {"id": lzma.FILTER_LZMA1, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": size, "lc": lc, "lp": lp, "pb": pb}
 
 
-def _zstd_options(length: int) -> dict[int, int]:
+def _zstd_options(length: int, *, level: int = 22) -> dict[int, int]:
     parameter = zstd.CompressionParameter
     return {
-        parameter.compression_level: 22,
+        parameter.compression_level: level,
         parameter.window_log: _window_log(length),
         parameter.enable_long_distance_matching: 1,
         parameter.content_size_flag: 0,

@@ -9,7 +9,17 @@ from enum import IntEnum
 
 import numpy as np
 
-from skerry.delivery.delta.form import LEAST_PREFIX_BYTES, Cursor, number, pack, signed, unpack, unzstd_from, zstd_from
+from skerry.delivery.delta.form import (
+    LEAST_PREFIX_BYTES,
+    Cursor,
+    Effort,
+    number,
+    pack,
+    signed,
+    unpack,
+    unzstd_from,
+    zstd_from,
+)
 from skerry.errors import Rejected
 
 _MAX_SUFFIX_SORTED = 8 << 20
@@ -26,14 +36,14 @@ class Way(IntEnum):
     MATCHES = 2  # copies with differences, and what is new between them
 
 
-def write_rest(source: bytes, target: bytes) -> bytes:
+def write_rest(source: bytes, target: bytes, effort: Effort) -> bytes:
     """Return `target` in terms of `source`: the way, and its streams."""
-    ways = [bytes([Way.PACKED]) + pack(target)]
+    ways = [bytes([Way.PACKED]) + pack(target, effort)]
     if len(source) >= LEAST_PREFIX_BYTES and target:
         frame = zstd_from(source, target)
         ways.append(bytes([Way.PREFIX]) + number(len(target)) + number(len(frame)) + frame)
         if max(len(source), len(target)) <= _MAX_SUFFIX_SORTED:
-            matches = _matches(source, target)
+            matches = _matches(source, target, effort)
             ways += [bytes([Way.MATCHES]) + matches] if matches else []
     return min(ways, key=len)
 
@@ -60,7 +70,7 @@ def read_rest(cursor: Cursor, source: bytes | bytearray, length: int) -> bytes |
     return target
 
 
-def _matches(source: bytes, target: bytes) -> bytes:
+def _matches(source: bytes, target: bytes, effort: Effort) -> bytes:
     """Return the three streams; nothing when they would be longer than a decoder reads."""
     import bsdiff4.core
 
@@ -77,7 +87,7 @@ def _matches(source: bytes, target: bytes) -> bytes:
     if len(steps) > _MAX_MATCHES or max(map(len, controls)) > _MAX_CONTROL_BYTES:
         return b""
     streams = (*controls, difference, extra)
-    return number(len(steps)) + b"".join(pack(stream) for stream in streams)
+    return number(len(steps)) + b"".join(pack(stream, effort) for stream in streams)
 
 
 def _follow(cursor: Cursor, source: bytes | bytearray, length: int) -> bytearray:

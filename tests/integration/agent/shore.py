@@ -179,7 +179,7 @@ class Repository:
 class Shore:
     """The control plane of these tests: signs, publishes, listens and acknowledges."""
 
-    def __init__(self, port: int, folder: Path) -> None:
+    def __init__(self, port: int, folder: Path, *, user: str = "", password: str = "") -> None:
         self.port = port
         self.folder = folder
         self.image = Repository()
@@ -200,6 +200,8 @@ class Shore:
         self._client = Client(CallbackAPIVersion.VERSION2, client_id="shore", protocol=MQTTv5)
         self._client.on_connect = lambda client, *_: client.subscribe([(each, 1) for each in topics.UP_FILTERS])
         self._client.on_message = self._hear
+        if user:
+            self._client.username_pw_set(user, password)
         self._client.connect("127.0.0.1", port)
         self._client.loop_start()
         wait_for(self._client.is_connected, why="the shore to connect")
@@ -350,10 +352,12 @@ class Device:
     """A real `skerry-agent run`, on a state folder that was enrolled by hand."""
 
     def __init__(self, shore: Shore, name: str, folder: Path, recording: Path) -> None:
+        self._shore = shore
         self.name = name
         self.folder = folder
         self.recording = recording
         self.port = shore.port
+        self.scheme = "mqtt"
         self.log = folder.with_suffix(".log")
         self._process: subprocess.Popen[bytes] | None = None
         identity = Identity(
@@ -374,11 +378,19 @@ class Device:
             "fetch_timeout_s = 1.0\nretry_s = 0.2\nretry_most_s = 1.0\nack_timeout_s = 1.0\nsave_rows = 5\n"
         )
 
+    def certify(self, certificate: Path, key: Path, *, broker_ca: Path, public_key: str) -> None:
+        """Give it a certificate of the device CA, so that it speaks TLS."""
+        folder = StateFolder(self.folder)
+        folder.credentials.key.write_bytes(key.read_bytes())
+        folder.keep_certificate(certificate.read_text(), broker_ca=broker_ca.read_text())
+        self._shore.public_keys[self.name] = public_key
+        self.scheme = "mqtts"
+
     def start(self, *, rate: float = 200.0) -> "Device":
         command = [
             *(sys.executable, "-m", "agent", "run", "--state", str(self.folder)),
             *("--replay", str(self.recording), "--rate", str(rate), "--event-step", "864"),
-            *("--broker", f"mqtt://127.0.0.1:{self.port}"),
+            *("--broker", f"{self.scheme}://127.0.0.1:{self.port}"),
         ]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(command, stderr=log, env={**os.environ, "PYTHONUNBUFFERED": "1"})

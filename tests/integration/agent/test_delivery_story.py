@@ -8,9 +8,9 @@ import pytest
 
 from skerry.delivery.delta import make_delta
 from skerry.wire import codec, topics
-from skerry.wire.manifest import describe_file
-from skerry.wire.messages import Delta, Desired
+from skerry.wire.messages import Desired
 from tests.integration.agent.shore import PROJECT, Device, Shore, wait_for
+from tests.manifests import offer_delta
 
 pytestmark = pytest.mark.broker
 
@@ -49,14 +49,12 @@ def test_a_fetch_waits_through_quiet_hours_and_a_delta_brings_the_next_version(s
     old, new = (shore.artifacts[version]["model.onnx"] for version in (1, 2))
     delta = make_delta(old, new)
     assert delta is not None
-    entry = describe_file("delta", delta)
-    source = hashlib.sha256(old).hexdigest()
-    offered = Delta("model.onnx", source, entry.length, entry.sha256, entry.chunks, sealed=shore.chunks(delta))
+    offered = offer_delta(delta, source=hashlib.sha256(old).hexdigest(), sealed=shore.chunks(delta))
     content = replace(shore.content(device.name, 2), deltas=(offered,))
 
     end = shore.ends(device.name, shore.assign(device.name, 2, content=content))
 
     assert end.state == "committed"
-    assert (end.measured["fallbacks"], end.measured["delta_bytes"]) == (0, len(delta) + 28 * len(entry.chunks))
+    assert (end.measured["fallbacks"], end.measured["delta_bytes"]) == (0, len(delta) + 28 * len(offered.chunks))
     wait_for(lambda: shore.reported[device.name].release == "strokes-2", why="a report")
     assert shore.reported[device.name].last_error == ""

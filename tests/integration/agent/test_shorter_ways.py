@@ -20,9 +20,10 @@ from skerry.delivery.sealed import make_key, seal_file, seal_key
 from skerry.delivery.slots import MANIFEST, Slots
 from skerry.errors import Rejected, Unavailable
 from skerry.wire import codec, topics
-from skerry.wire.manifest import CHUNK_BYTES, SEALED_CHUNK_BYTES, FileEntry, Manifest, TensorSpec, describe_file
-from skerry.wire.messages import Content, Delta
+from skerry.wire.manifest import CHUNK_BYTES, SEALED_CHUNK_BYTES, FileEntry, Manifest, describe_file
+from skerry.wire.messages import Content
 from tests.device_keys import PRIVATE, PUBLIC
+from tests.manifests import make_manifest, offer_delta
 
 WHO = "watch.gull-1"
 KEY = make_key()
@@ -31,26 +32,9 @@ NEW = OLD[:100_000] + random.Random(2).randbytes(900) + OLD[100_000:]
 GOLDEN = random.Random(3).randbytes(CHUNK_BYTES + 9)
 
 
-def make_manifest(version: int, model: bytes) -> Manifest:
+def make_files(version: int, model: bytes) -> Manifest:
     """Return a manifest of a model and its golden vectors."""
-    return Manifest(
-        model="strokes",
-        version=version,
-        profile="gateway",
-        runtime="onnxruntime",
-        model_file="model.onnx",
-        golden_file="golden.npz",
-        gate_file="golden.npz",
-        inputs=(TensorSpec("window", (1, 2), "float32"),),
-        outputs=(),
-        labels=(),
-        tolerances={},
-        observe={},
-        monitor={},
-        files=(describe_file("model.onnx", model), describe_file("golden.npz", GOLDEN)),
-        latency_budget_ms=1.0,
-        created="2026-01-01T00:00:00Z",
-    )
+    return make_manifest({"model.onnx": model, "golden.npz": GOLDEN}, version=version)
 
 
 def make(old: bytes, new: bytes) -> bytes:
@@ -103,12 +87,12 @@ class Device:
             config = replace(config, rest_key_file=str(self.path / "rest.key"))
         self.slots = Slots(self.path / "slots", open_vault(config.rest_key_file))
         self.shelf = Shelf()
-        first = make_manifest(1, OLD)
+        first = make_files(1, OLD)
         files = {"model.onnx": OLD, "golden.npz": GOLDEN, MANIFEST: codec.encode(first)}
         self.slots.stage(files, release="strokes-1", deployment="d1")
         self.slots.activate()
         self.slots.commit()
-        self.manifest = make_manifest(2, NEW)
+        self.manifest = make_files(2, NEW)
         self.config = config
         self.delivery = self.restarted()
         data = codec.encode(self.manifest)
@@ -136,11 +120,7 @@ class Device:
     def offer(self, *deltas: bytes, source: bytes | None = OLD) -> list[str]:
         """Offer these bytes as deltas of the model and return their sealed names; without a source, as packed forms."""
         from_ = "" if source is None else hashlib.sha256(source).hexdigest()
-        offered = []
-        for data in deltas:
-            entry = describe_file("delta", data)
-            sealed = self.shelf.put(data)
-            offered.append(Delta("model.onnx", from_, entry.length, entry.sha256, entry.chunks, sealed))
+        offered = [offer_delta(data, source=from_, sealed=self.shelf.put(data)) for data in deltas]
         self.content = replace(self.content, deltas=(*self.content.deltas, *offered))
         self.grant = replace(self.grant, content=self.content)
         return [each.sealed for each in offered]
@@ -212,7 +192,7 @@ def test_a_file_that_runs_and_is_damaged_is_fetched(device: Device) -> None:
 
 def test_a_packed_form_needs_no_source(device: Device) -> None:
     text = b"the same line again\n" * 9000
-    device.manifest = make_manifest(2, text)
+    device.manifest = make_files(2, text)
     data = codec.encode(device.manifest)
     files = {**device.content.files, "model.onnx": device.shelf.put(text), MANIFEST: device.shelf.put(data)}
     device.content = replace(device.content, files=files)
@@ -349,7 +329,7 @@ def test_memory_is_the_same_for_a_file_of_a_megabyte_and_of_twenty(tmp_path: Pat
 
 def test_staging_needs_memory_for_a_chunk_and_not_for_a_file(tmp_path: Path) -> None:
     silo = Silo(320)
-    manifest = replace(make_manifest(2, NEW), files=(silo.entry, describe_file("golden.npz", GOLDEN)))
+    manifest = replace(make_files(2, NEW), files=(silo.entry, describe_file("golden.npz", GOLDEN)))
     data = codec.encode(manifest)
     fetch_files(silo, tmp_path, [silo.entry], sealed={"model.onnx": "f" * 64}, opener=silo, timeout_s=1.0)
     slots = Slots(tmp_path / "slots")

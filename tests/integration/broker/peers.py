@@ -40,6 +40,13 @@ class Papers:
     key: Path
     serial: str
 
+    @property
+    def public_key(self) -> str:
+        """The public half of the key, as PEM."""
+        certificate = x509.load_pem_x509_certificate(self.certificate.read_bytes())
+        form = serialization.PublicFormat.SubjectPublicKeyInfo
+        return certificate.public_key().public_bytes(serialization.Encoding.PEM, form).decode()
+
 
 def new_key(path: Path) -> ec.EllipticCurvePrivateKey:
     """Make a key, and keep it in a file."""

@@ -16,8 +16,11 @@ from control_plane.store import Blobs
 from skerry.runtimes.arrays import pack
 from tests.conftest import Mosquitto, pick_port, wait_for_port
 from tests.integration.agent.shore import Device, Shore
+from tests.integration.broker.conftest import make_shop, shop
 from tests.integration.delivery.fetcher import Artifact, Fetcher, Publisher
 from tests.relay import Relay, Shape
+
+__all__ = ["make_shop", "shop"]  # fixtures that the sites' tests share with the broker's
 
 
 @pytest.fixture

@@ -161,7 +161,7 @@ class Fetcher:
 
     def missing(self, artifact: Artifact) -> tuple[int, ...]:
         """Return the numbers of the chunks that are not."""
-        return PartialFile(self.folder, artifact.entry).progress.missing()
+        return tuple(PartialFile(self.folder, artifact.entry).progress.missing())
 
     def data(self, artifact: Artifact) -> bytes:
         """Return the whole file, its own digest checked."""

@@ -1,6 +1,8 @@
-"""Two Mosquittos, one at a site: one copy over the uplink, with the configuration that `docs/site-fan-out.md` shows."""
+"""Two Mosquittos, one at a site: one copy over the uplink, with the bridge as `skerry broker config` writes it.
 
-import textwrap
+Here without TLS and identities, for what a bridge does to the bytes; `test_site_with_certificates` has all of it.
+"""
+
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from control_plane.broker_config import Listener
+from control_plane.site_config import SitePlan, Uplink, site_files
 from skerry.errors import Unavailable
 from skerry.wire.manifest import SEALED_CHUNK_BYTES
 from tests.conftest import Mosquitto
@@ -16,17 +20,26 @@ from tests.integration.delivery.fetcher import Artifact, Fetcher, Publisher
 from tests.relay import Relay, Shape
 
 pytestmark = pytest.mark.broker
-PAGE = Path(__file__).parents[3] / "docs" / "site-fan-out.md"
 DEVICES = 10
 
 
 def bridge_lines(port: int) -> list[str]:
-    """Return the page's lines of the bridge, to a port of this machine, without TLS."""
-    block = textwrap.dedent(PAGE.read_text().partition("   connection uplink\n")[2].partition("   ```")[0])
+    """Return the lines of the bridge, to a port of this machine, without TLS."""
+    plan = SitePlan(
+        project=PROJECT,
+        gateway="site-1",
+        name="127.0.0.1",
+        uplink=Uplink("127.0.0.1", port),
+        listen=Listener("127.0.0.1", 8883),
+        folder=Path("/nowhere"),
+        state=Path("/nowhere"),
+        user="mosquitto",
+        devices=("watch-1", "watch-2"),
+    )
     tls = ("bridge_cafile", "bridge_certfile", "bridge_keyfile")
-    lines = [line.replace("PROJECT", PROJECT) for line in block.splitlines() if not line.startswith(tls)]
-    assert lines[0].startswith("address ")
-    return ["connection uplink", f"address 127.0.0.1:{port}", *lines[1:]]
+    lines = site_files(plan)["mosquitto.conf"].partition("\nconnection uplink\n")[2].splitlines()
+    assert sum(line.startswith(tls) for line in lines) == len(tls)
+    return ["connection uplink", *(line for line in lines if not line.startswith(tls))]
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ from skerry.delivery.partial import PartialFile
 from skerry.delivery.slots import MANIFEST, NAMES, Mark, Slots
 from skerry.errors import Broken, Rejected
 from skerry.wire import codec
-from skerry.wire.manifest import CHUNK_BYTES, FileEntry, Manifest, TensorSpec, describe_file
+from skerry.wire.manifest import CHUNK_BYTES, FileEntry, describe_file
+from tests.manifests import make_manifest
 
 DATA = os.urandom(5 * CHUNK_BYTES + 17)
 ENTRY = describe_file("model.onnx", DATA)
@@ -72,7 +73,7 @@ def test_a_window_asks_for_at_most_eight_chunks_and_never_for_one_that_is_held(l
     published = {file.entry.sha256: f"{index + 100:064x}" for index, file in enumerate(files)}
     window = next_window(files, published=published)
 
-    assert len(window) == min(WINDOW, sum(len(file.missing()) for file in files))
+    assert len(window) == min(WINDOW, sum(len(tuple(file.missing())) for file in files))
     assert len({each.topic for each in window}) == len(window)
     assert not any(files[int(each.sha256, 16)].holds(each.number) for each in window)
     assert all(published[each.sha256] in each.topic and each.sha256 not in each.topic for each in window)
@@ -90,7 +91,7 @@ def test_a_partial_file_goes_on_where_it_stopped(tmp_path: Path) -> None:
     PartialFile(tmp_path, ENTRY).add({0: arrived(chunk(0)), 5: arrived(chunk(5)), 2: arrived(b"lies")})
 
     again = PartialFile(tmp_path, ENTRY)
-    assert again.progress.missing() == (1, 2, 3, 4)
+    assert tuple(again.progress.missing()) == (1, 2, 3, 4)
     again.add({number: arrived(chunk(number)) for number in (1, 2, 3, 4)})
 
     assert again.finish() == DATA
@@ -142,24 +143,7 @@ def test_a_durable_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypa
 def artifact(name: str) -> tuple[dict[str, bytes], str]:
     """Return the files of a small artifact and the digest of its manifest."""
     model = name.encode() * 100
-    manifest = Manifest(
-        model="strokes",
-        version=1,
-        profile="gateway",
-        runtime="onnxruntime",
-        model_file="model.onnx",
-        golden_file="model.onnx",
-        gate_file="model.onnx",
-        inputs=(TensorSpec("window", (1, 2), "float32"),),
-        outputs=(),
-        labels=(),
-        tolerances={},
-        observe={},
-        monitor={},
-        files=(describe_file("model.onnx", model),),
-        latency_budget_ms=1.0,
-        created=name,
-    )
+    manifest = make_manifest({"model.onnx": model}, created=name)
     data = codec.encode(manifest)
     return {"model.onnx": model, MANIFEST: data}, hashlib.sha256(data).hexdigest()
 

@@ -1,6 +1,7 @@
 """Deltas of made-up tensors and files: whatever the encoder chooses, the decoder gives the target back to the byte."""
 
 import io
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skerry.delivery.delta import Tensor, apply_delta, encode, make_delta, rans, read_header
-from skerry.delivery.delta.form import MAX_HEAD_BYTES, Cursor, unpack
+from skerry.delivery.delta.form import MAX_HEAD_BYTES, THOROUGH_BYTES, Cursor, Effort, pack, unpack
 from skerry.delivery.delta.head import Piece, read_steps
 from skerry.delivery.delta.residual import ALONE, WIDTHS, Op, hint_of, join, residual_of, restore, split, unsigned
 from skerry.delivery.delta.rest import read_rest, write_rest
@@ -50,7 +51,7 @@ def test_symbols_come_back_under_any_contexts(data: bytes, groups: int, random: 
 @given(st.binary(max_size=3000), st.binary(max_size=3000))
 @settings(max_examples=100)
 def test_the_rest_comes_back(source: bytes, target: bytes) -> None:
-    written = write_rest(source, target + source[len(source) // 3 :])
+    written = write_rest(source, target + source[len(source) // 3 :], Effort())
     cursor = Cursor(written)
     assert (
         read_rest(cursor, source, len(target) + len(source) - len(source) // 3) == target + source[len(source) // 3 :]
@@ -190,3 +191,27 @@ def test_the_same_files_give_the_same_delta() -> None:
     assert make_delta(old, new, source_tensors=tensor, target_tensors=tensor) == make_delta(
         old, new, source_tensors=tensor, target_tensors=tensor
     )
+
+
+def test_a_long_stream_is_packed_by_few_codecs_and_comes_back_as_small_within_a_tenth() -> None:
+    dice = random.Random(5)
+    words = [dice.randbytes(3).hex().encode() for _ in range(500)]
+    text = b"".join(b"%d %s " % (dice.randrange(1000), dice.choice(words)) for _ in range(60_000))
+    spent = Effort()
+    while spent.allows(THOROUGH_BYTES):
+        pass
+
+    by_all, by_few = pack(text), pack(text, spent)
+
+    assert unpack(Cursor(by_few), most=len(text)) == text
+    assert len(by_all) <= len(by_few) < 1.1 * len(by_all)
+
+
+def test_what_is_as_good_as_random_is_not_searched_but_what_repeats_far_apart_is_found() -> None:
+    spent = Effort()
+    while spent.allows(THOROUGH_BYTES):
+        pass
+    block = random.Random(6).randbytes(300_000)
+
+    assert len(pack(block, spent)) == len(pack(block))
+    assert len(pack(block * 4, spent)) < 1.1 * len(block)
