@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO_ARGS := $(if $(KEEP),--keep,)
 
-.PHONY: demo test lint setup bench lock protocol clean
+.PHONY: demo test lint setup bench lock protocol deb clean
 .DEFAULT_GOAL := help
 
 help:
@@ -13,6 +13,7 @@ help:
 	@echo "make test          unit, integration and acceptance tests"
 	@echo "make lint          ruff, mypy, import contracts"
 	@echo "make setup         the virtual environment in .venv"
+	@echo "make deb           Debian packages of the agent and of ONNX Runtime, in dist/"
 	@echo "make bench B=NAME  one benchmark of bench/ (Q=1 for the quick run)"
 
 setup: $(STAMP)
@@ -30,11 +31,11 @@ demo: setup
 	@$(BIN)/python -m demo $(DEMO_ARGS)
 
 test: setup
-	@$(BIN)/python -m pytest -n 2 --dist loadfile $(T)
+	@$(BIN)/python -m pytest -n 3 --dist loadfile $(T)
 
 lint: setup
 	@$(BIN)/ruff format --check .
-	@$(BIN)/ruff check .
+	@$(BIN)/ruff check . packaging/deb/build
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
@@ -43,6 +44,10 @@ bench: setup
 
 protocol: setup
 	@$(BIN)/python docs/generate_protocol.py
+	@$(BIN)/python docs/generate_lifecycle.py
+
+deb: setup
+	@$(BIN)/python packaging/deb/build --out dist
 
 lock:
 	uv pip compile --universal --generate-hashes --python-version 3.11 --extra dev -c locks/constraints.txt --no-header \

@@ -5,6 +5,7 @@ request  ask for a bundle, on a machine without a network
 install  install a release from a bundle
 run      infer, update, tell; until told to stop
 status   say what this device runs and what it has not yet said
+doctor   say in plain words what is wrong with this device, and who should act
 """
 
 import argparse
@@ -21,7 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from agent.config import read_config
-from agent.identity import StateFolder
+from agent.identity.folder import StateFolder
+from agent.upkeep.launcher import MANIFEST_VARIABLE, RESTART
+from agent.upkeep.launcher import main as launch
+from agent.upkeep.logs import FORMATS, TEXT, log_to_stderr
 from skerry import __version__
 from skerry.errors import Broken, Rejected, SkerryError, Unavailable
 
@@ -32,10 +36,11 @@ EXIT_CODES = {Rejected: 2, Unavailable: 3, Broken: 4}
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; errors are one line on stderr and an exit status by who must act."""
     options = _parser().parse_args(argv)
-    _log_to_stderr(verbose=options.verbose)
+    device = _device(options.state)
+    log_to_stderr(verbose=options.verbose, form=options.log_format, environment=os.environ, device=device)
     # what a device keeps is for its owner alone: keys, and what was observed
     umask = os.umask(0o077)
-    verbs = {"init": _init, "request": _request, "install": _install, "run": _run, "status": _status}
+    verbs = {"init": _init, "request": _request, "install": _install, "run": _run, "status": _status, "doctor": _doctor}
     try:
         return verbs[options.verb](options)
     except SkerryError as error:
@@ -51,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _init(options: argparse.Namespace) -> int:
-    from agent.enrol import enrol
+    from agent.identity.enrol import enrol
+    from agent.link.proxy import parse_proxy
 
     identity = enrol(
         # other users see the arguments of a process, and a claim token is in the join string
@@ -62,6 +68,8 @@ def _init(options: argparse.Namespace) -> int:
         simulated=options.simulate,
         refuse_automatic=options.refuse_automatic,
         wait_s=options.wait,
+        # an owner whose network has a proxy puts it there before anything else
+        proxy=parse_proxy(read_config(options.state, {}).proxy),
     )
     _encrypt(options)
     simulated = ", simulated" if identity.simulated else ""
@@ -70,7 +78,7 @@ def _init(options: argparse.Namespace) -> int:
 
 
 def _request(options: argparse.Namespace) -> int:
-    from agent.request import make_request
+    from agent.identity.request import make_request
     from skerry.wire.join import parse_join
 
     pinned = parse_join(options.join).anchor_sha256 if options.join else options.anchor_sha256
@@ -90,14 +98,14 @@ def _request(options: argparse.Namespace) -> int:
 
 
 def _encrypt(options: argparse.Namespace) -> None:
-    from agent.rest import begin_to_encrypt
+    from agent.fetching.rest import begin_to_encrypt
 
     if options.encrypt_at_rest is not None:
         begin_to_encrypt(options.state, options.encrypt_at_rest)
 
 
 def _install(options: argparse.Namespace) -> int:
-    from agent.install import install
+    from agent.deployment.install import install
 
     folder = StateFolder(options.state)
     print(install(options.bundle, folder, config=read_config(folder.path, {})))
@@ -106,7 +114,9 @@ def _install(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from agent.daemon import Daemon
-    from agent.leaving import is_leaving
+    from agent.identity.leaving import is_leaving
+    from agent.upkeep.recovery import recover
+    from agent.upkeep.service import Service
 
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -115,18 +125,24 @@ def _run(options: argparse.Namespace) -> int:
     if is_leaving(folder.path):
         return _leave(folder)
     folder.identity()
-    names = {"replay": "replay", "seed": "seed", "rate": "rate", "event_step": "event_step_s"}
+    names = {"replay": "replay", "source": "source", "seed": "seed", "rate": "rate", "event_step": "event_step_s"}
     names |= {"window_rows": "window_rows", "broker": "broker"}
     config = read_config(folder.path, {field: getattr(options, name) for name, field in names.items()})
     with folder.lock():
-        daemon = Daemon(folder, config)
+        recovered = recover(folder, config)
+        if recovered.restart:
+            # the launcher could not tell which version to start, and can now
+            return RESTART
+        launched = os.environ.get(MANIFEST_VARIABLE, "")
+        service = Service.of(os.environ, patience_s=config.infer_timeout_s)
+        daemon = Daemon(folder, config, launched=launched, service=service, recovered=recovered.lines)
         logging.getLogger("skerry.agent").info("%s, profile %s", daemon.identity.who, daemon.identity.profile)
         status = daemon.run(stop)
     return _leave(folder) if is_leaving(folder.path) else status
 
 
 def _leave(folder: StateFolder) -> int:
-    from agent.leaving import wipe
+    from agent.identity.leaving import wipe
 
     with folder.lock():
         wipe(folder.path)
@@ -135,23 +151,29 @@ def _leave(folder: StateFolder) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from agent.outbox import look
-    from agent.runner import read_state
+    from agent.deployment.runner import read_state
+    from agent.link.link_note import read_note
+    from agent.telling.outbox import look
 
     folder = StateFolder(options.state)
+    noted = read_note(folder.path)
     identity, state, outbox = folder.identity(), read_state(folder.lifecycle_file), look(folder.outbox_file)
+    beside = {name: read_state(folder.component(name).lifecycle_file) for name in folder.component_names()}
     if options.json:
         tree: dict[str, Any] = {
             "identity": asdict(identity),
             "lifecycle": asdict(state),
             "outbox": outbox.rows,
             "event_clock": outbox.event_clock,
+            "link": asdict(noted),
+            "components": {name: asdict(each) for name, each in beside.items()},
         }
         print(json.dumps(tree, indent=2))
         return 0
     rows = {
         "device": f"{identity.who} ({identity.profile}, {identity.runtime})",
         "broker": identity.broker,
+        "link": noted.problem or "no trouble noted",
         "state": state.phase + (f": {state.reason}" if state.reason else ""),
         "committed": f"{state.good.release} (manifest {state.good.manifest[:16]})"
         if state.good.manifest
@@ -159,9 +181,29 @@ def _status(options: argparse.Namespace) -> int:
         "deployment": f"{state.grant.deployment} of {state.grant.release}" if state.grant else "none",
         "not yet heard": ", ".join(f"{count} {kind}" for kind, count in sorted(outbox.rows.items())) or "nothing",
     }
+    for name, each in beside.items():
+        rows[f"{name:.14}"] = f"{each.good.release or 'nothing'}, {each.phase}" + (
+            f": {each.reason}" * bool(each.reason)
+        )
     for name, text in rows.items():
         print(f"{name:>14}  {text}")
     return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from agent.upkeep.doctor import diagnose, exit_status, show, to_json
+
+    findings = diagnose(options.state)
+    print(to_json(findings) if options.json else show(findings))
+    return exit_status(findings)
+
+
+def _device(state: Path) -> str:
+    """Return who logs, as far as that is known."""
+    try:
+        return StateFolder(state).identity().who
+    except (SkerryError, OSError):
+        return ""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -197,6 +239,7 @@ def _parser() -> argparse.ArgumentParser:
 
     run = verbs.add_parser("run", help="infer, update, tell; until told to stop")
     run.add_argument("--replay", metavar="FILE", help="inputs: an npz with X (n, ...) or an array per input, and y")
+    run.add_argument("--source", metavar="SOURCE", help="replay:FILE, csv:FILE, stdin or mqtt://127.0.0.1:1883/TOPIC")
     run.add_argument("--seed", type=int, help="of the order in which rows are replayed")
     run.add_argument("--rate", type=float, metavar="PER_S", help="inferences per second of the real clock; 0: all out")
     run.add_argument("--event-step", type=float, metavar="S", help="event time per inference; 0: the real clock")
@@ -204,22 +247,16 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--broker", metavar="URL", help="another way to the same broker, such as a relay")
 
     status = verbs.add_parser("status", help="say what this device runs and what it has not yet said")
-    status.add_argument("--json", action="store_true", help="for programs")
+    doctor = verbs.add_parser("doctor", help="say what is wrong with this device, and who should act")
 
-    for verb in (init, request, install, run, status):
+    for verb in (status, doctor):
+        verb.add_argument("--json", action="store_true", help="for programs")
+    for verb in (init, request, install, run, status, doctor):
         verb.add_argument("--state", type=Path, default=DEFAULT_STATE, metavar="DIR", help="the state folder")
         verb.add_argument("-v", "--verbose", action="store_true", help="say more")
+        verb.add_argument("--log-format", choices=FORMATS, default=TEXT, help="of the lines on standard error")
     return parser
 
 
-def _log_to_stderr(*, verbose: bool) -> None:
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.DEBUG if verbose else logging.INFO,
-        format="%(asctime)s %(message)s",
-        datefmt="%H:%M:%S",
-    )
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(launch())

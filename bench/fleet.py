@@ -1,8 +1,9 @@
 """Many devices in two processes, for `bench.delivery`: the agent's own fetcher each, or bare subscribers.
 
-A device is `agent.fetch.fetch_files` with a folder and a connection of its own: a plain MQTT 5 client (`PlainLink`,
-below), the agent's link, or the agent's road over HTTPS. A bare subscriber is the same plain client, which asks for the
-same topics, eight at a time, and drops what comes; one that keeps it takes its SHA-256 and writes it to a file.
+A device is `agent.fetching.fetch.fetch_files` with a folder and a connection of its own: a plain MQTT 5 client
+(`PlainLink`, below), the agent's link, or the agent's road over HTTPS. A bare subscriber is the same plain client,
+which asks for the same topics, eight at a time, and drops what comes; one that keeps it takes its SHA-256 and writes
+it to a file.
 
 All are connected before the clock starts. Then as many threads as `Work.at_once` says go through the devices of a
 process: on two cores hundreds of threads would measure Python's lock. It is the same for all kinds of devices.
@@ -27,10 +28,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from agent.fetch import fetch_files
-from agent.https import pinned
-from agent.link import Credentials, Link, parse_broker
-from agent.ranges import HttpsChunks
+from agent.fetching.fetch import fetch_files
+from agent.fetching.ranges import HttpsChunks
+from agent.link.address import parse_broker
+from agent.link.https import pinned
+from agent.link.session import Link
+from agent.link.tls import Credentials
 from skerry.delivery.chunks import WINDOW
 from skerry.delivery.sealed import open_chunk
 from skerry.errors import Rejected, Unavailable

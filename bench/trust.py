@@ -30,15 +30,16 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tuf.api.exceptions import DownloadHTTPError
 from tuf.ngclient.fetcher import FetcherInterface
 
-from agent.assignment import ask_child
-from agent.metadata import HeldMetadata
-from agent.question import DIRECTOR, IMAGE, Question
-from agent.trust import judge
+from agent.trust.assignment import ask_child
+from agent.trust.decision import judge
+from agent.trust.metadata import HeldMetadata
+from agent.trust.question import DIRECTOR, IMAGE, Question
 from skerry.delivery.slots import MANIFEST, Slots
 from skerry.runtimes.arrays import pack
 from skerry.wire import codec
+from skerry.wire.enrolment import Anchor
 from skerry.wire.manifest import Manifest, TensorSpec, describe_file, target_name
-from skerry.wire.messages import Anchor, Terms
+from skerry.wire.messages import Terms
 from tests.conftest import pick_port, wait_for_port
 from tests.integration.agent.conftest import BROKER_TOML
 from tests.integration.agent.shore import PROJECT, Device, Shore, wait_for
@@ -117,7 +118,7 @@ def refresh_cost(folder: Path, rounds: int) -> dict[str, float]:
         size = len(together)
 
         def decide(files: dict[tuple[str, str], bytes] = files) -> None:
-            verdict = ask_child(repositories.question, HeldMetadata(files))
+            verdict = ask_child(repositories.question, HeldMetadata(files)).of("")
             assert verdict.ok, verdict
 
         def floor(payload: bytes = public + signature + together) -> None:
@@ -125,7 +126,7 @@ def refresh_cost(folder: Path, rounds: int) -> dict[str, float]:
 
         def inside(files: dict[tuple[str, str], bytes] = files, number: int = number) -> None:
             question = Question(**{**_fields(repositories.question), "folder": str(folder / f"inside-{number}")})
-            assert judge(question, image=Held(files, IMAGE), director=Held(files, DIRECTOR)).ok
+            assert judge(question, image=Held(files, IMAGE), director=Held(files, DIRECTOR)).of("").ok
 
         def bare(data: bytes = together, signature: bytes = signature) -> None:
             hashlib.sha256(data).digest()

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from fastapi import APIRouter
 
 from control_plane import fleet_drift, replacements, rollouts
-from control_plane.api import bundles, configuration, datasets, devices, drift, events, jobs, models, releases
+from control_plane.api import agent, bundles, configuration, datasets, devices, drift, events, jobs, models, releases
+from control_plane.api import requests as request_routes
 from control_plane.api import rollouts as rollout_routes
 from control_plane.background import Duties
 from control_plane.ingest import handle
@@ -18,7 +19,8 @@ from control_plane.plane import Plane
 
 def routers() -> list[APIRouter]:
     """Return the routers of the fleet's nouns and of the pages."""
-    modules = (datasets, bundles, models, jobs, releases, rollout_routes, devices, configuration, drift, events, pages)
+    fleet = (rollout_routes, devices, configuration, request_routes, drift, events)
+    modules = (datasets, bundles, models, agent, jobs, releases, *fleet, pages)
     return [module.router for module in modules]
 
 

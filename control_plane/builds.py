@@ -6,7 +6,7 @@ from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from control_plane.refusals import Unknown
-from control_plane.schema import Build, ModelVersion
+from control_plane.schema.models import Build, ModelVersion
 
 
 def list_models(session: Session) -> list[dict[str, Any]]:

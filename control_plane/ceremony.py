@@ -7,7 +7,7 @@ from control_plane.authority import load_authority
 from control_plane.plane import Plane
 from skerry.delivery.durable import write_durably
 from skerry.wire import codec
-from skerry.wire.messages import Anchor
+from skerry.wire.enrolment import Anchor
 
 
 def take(plane: Plane, session: Session, *, image_root: str, director_root: str, targets: str) -> bytes:

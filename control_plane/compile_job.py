@@ -19,7 +19,9 @@ from control_plane import datasets, jobs
 from control_plane.events import record
 from control_plane.home import Home
 from control_plane.refusals import Conflict, Unknown
-from control_plane.schema import Build, Job, ModelVersion, Release
+from control_plane.schema.models import Build, ModelVersion
+from control_plane.schema.releases import Release
+from control_plane.schema.work import Job
 from control_plane.store import Blobs
 from control_plane.toolchain import toolchain
 from control_plane.train_job import job_key

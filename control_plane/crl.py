@@ -34,7 +34,7 @@ from sqlalchemy import select
 from control_plane import takeover
 from control_plane.authority import Authority, ensure_server_certificate, load_authority
 from control_plane.plane import Plane
-from control_plane.schema import RevokedCertificate
+from control_plane.schema.devices import RevokedCertificate
 from skerry.delivery.durable import write_durably
 from skerry.errors import Broken, SkerryError, Unavailable
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from control_plane.schema import DatasetPart
+from control_plane.schema.models import DatasetPart
 from control_plane.store import Blobs
 from skerry.errors import Rejected
 from skerry.wire.topics import check_name

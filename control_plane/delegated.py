@@ -14,7 +14,7 @@ from tuf.api.metadata import DelegatedRole, Metadata, TargetFile, Targets
 
 from control_plane import tuf_rows
 from control_plane.online_keys import AUTOMATIC, OnlineSigners
-from control_plane.schema import TufMetadata
+from control_plane.schema.releases import TufMetadata
 from skerry.wire.manifest import GRANTED_UNTIL
 
 REPOSITORY = "image"

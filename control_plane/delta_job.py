@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from control_plane import events, jobs
 from control_plane.home import Home
-from control_plane.schema import MadeDelta
+from control_plane.schema.delivery import MadeDelta
 from control_plane.store import Blobs
 from skerry.errors import SkerryError
 from skerry.wire.manifest import CHUNK_BYTES

@@ -13,9 +13,13 @@ from datetime import datetime, timedelta
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from control_plane import jobs
+from control_plane import components, jobs
 from control_plane.builds import find_build
-from control_plane.schema import Build, Device, Job, MadeDelta, Release, SealedDelta
+from control_plane.schema.delivery import MadeDelta, SealedDelta
+from control_plane.schema.devices import Device
+from control_plane.schema.models import Build
+from control_plane.schema.releases import Release
+from control_plane.schema.work import Job
 from skerry.wire.messages import Delta
 
 KIND = "delta"
@@ -56,13 +60,14 @@ def made_for(session: Session, files: Mapping[str, str], sources: Iterable[str])
     return [(names[row.target], row) for row in rows]
 
 
-def offered(session: Session, device: Device, manifest: str) -> tuple[Delta, ...]:
-    """Return the deltas that a device can use on its way to an artifact, of those that are sealed; shortest first."""
+def offered(session: Session, device: Device, manifest: str, *, component: str = "") -> tuple[Delta, ...]:
+    """Return the deltas that a component can use on its way to an artifact, of those sealed; shortest first."""
     build = find_build(session, manifest)
     if build is None:
         return ()
-    has = find_build(session, str(device.reported.get("manifest", "")))
-    sources = files_of(has, str(device.reported["manifest"])).values() if has is not None else ()
+    present = components.running(session, device, component)
+    has = find_build(session, present)
+    sources = files_of(has, present).values() if has is not None else ()
     under = sealed_names(session, manifest)
     return tuple(
         Delta(
@@ -92,12 +97,12 @@ def files_of(build: Build, manifest: str) -> dict[str, str]:
 
 def in_the_field(session: Session, profile: str) -> list[str]:
     """Return the manifests that enrolled devices of a profile report, the most frequent first."""
-    reported = Device.reported["manifest"].as_string()
-    counted = select(reported, func.count()).where(Device.profile == profile, Device.state == "enrolled")
+    here = (Device.profile == profile, Device.state == "enrolled")
     rows: Counter[str] = Counter()
-    for manifest, count in session.execute(counted.group_by(reported)):
-        if manifest:
-            rows[str(manifest)] += int(count)
+    for reported, counted in components.reporting(func.count()):
+        for manifest, count in session.execute(counted.where(*here).group_by(reported)):
+            if manifest:
+                rows[str(manifest)] += int(count)
     return [manifest for manifest, _ in sorted(rows.items(), key=lambda each: (-each[1], each[0]))]
 
 

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from control_plane import events
 from control_plane.plane import Plane
 from control_plane.refusals import Unknown
-from control_plane.schema import Configuration, DesiredState, Device
+from control_plane.schema.devices import Configuration, DesiredState, Device
 from skerry.errors import Rejected
 from skerry.wire import codec, topics
 from skerry.wire.messages import Desired
@@ -23,14 +23,16 @@ GROUP = "group"
 MIN_RATE = 1024
 MAX_RATE = 1 << 30
 MAX_JITTER_S = 86_400
-KEYS = ("rate_limit_bytes_s", "quiet_hours", "metered", "start_jitter_s")
+_RATES = ("rate_limit_bytes_s", "resume_bytes_s")
+KEYS = (*_RATES, "quiet_hours", "metered", "start_jitter_s")
 _HOURS = re.compile(r"([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d")
 
 
 def check(key: str, text: str) -> int | str:
     """Return a value as devices take it; raises `Rejected` when there is no such key, or the value is none for it.
 
-    `rate_limit_bytes_s` is in bytes per second, `quiet_hours` in UTC such as 22:00-06:00, `metered` says what to do
+    `rate_limit_bytes_s` (of fetching) and `resume_bytes_s` (of telling what waited during an outage) are in bytes per
+    second, `quiet_hours` in UTC such as 22:00-06:00, `metered` says what to do
     on a metered link (allow or pause), `start_jitter_s` up to how many seconds a fetch waits before it begins. An empty
     text is one for each.
     """
@@ -46,7 +48,7 @@ def check(key: str, text: str) -> int | str:
         if text not in ("allow", "pause"):
             raise Rejected(f"metered: expected allow or pause, got {text!r:.40}")
         return text
-    least, most = (MIN_RATE, MAX_RATE) if key == "rate_limit_bytes_s" else (0, MAX_JITTER_S)
+    least, most = (MIN_RATE, MAX_RATE) if key in _RATES else (0, MAX_JITTER_S)
     if not (text.isascii() and text.isdecimal() and len(text) < 12 and least <= int(text) <= most):
         raise Rejected(f"{key}: expected a whole number from {least} to {most}, got {text!r:.40}")
     return int(text)

@@ -3,10 +3,14 @@
 Each assignment takes the device's next counter, which is the version of its targets, snapshot and timestamp alike; so
 an older one is a rollback, which the device's updater refuses. All of a device's set expires together, and is signed
 anew under the next counter when less than half of its life is left, or when the root names another key.
+
+The targets list one target for each component of the device: the unnamed one, which every device has, and those that
+were added beside it (`control_plane.components`). Assigning one signs all of them anew.
 """
 
 import functools
 import hashlib
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 
@@ -18,7 +22,7 @@ from control_plane import image_repository, roots, sealing, tuf_rows
 from control_plane.online_keys import OnlineSigners
 from control_plane.plane import Plane
 from control_plane.refusals import Conflict, Unknown
-from control_plane.schema import Device
+from control_plane.schema.devices import Device
 from skerry.wire.codec import from_tree
 from skerry.wire.messages import Assign, Terms
 
@@ -26,6 +30,8 @@ ROOT_REPOSITORY = "director"
 LIFE = timedelta(days=7)
 # the one target that the image repository does not list: it makes nothing run
 DECOMMISSION = "decommission"
+Assignment = tuple[Terms, TargetFile]
+"""What one component of a device shall run, and by which terms."""
 
 
 def found(session: Session, signers: OnlineSigners, *, root: bytes, now: datetime) -> None:
@@ -62,6 +68,7 @@ def root(session: Session) -> Root:
 def assign(plane: Plane, session: Session, *, device: str, terms: Terms, target: str, offline: bool = False) -> Assign:
     """Assign `target` (a path that the image repository lists) to `device` and sign it; publish it after the commit.
 
+    It takes the place of what `terms.component` was assigned; what the device's other components were, stays.
     `terms.device`, `terms.counter` and `terms.issued` are filled in here: the device, its next counter, and now; and
     `terms.content`: the content key, sealed to the device; and that of the build that it shall measure, if any.
     `offline` says that it goes with a bundle, which carries the files themselves.
@@ -71,11 +78,9 @@ def assign(plane: Plane, session: Session, *, device: str, terms: Terms, target:
         Conflict: the device has no public key to seal to.
     """
     row = _device(session, device)
-    listed = image_repository.target(session, target)
-    content = sealing.content_for(plane, session, row, target, deployment=terms.deployment)
-    content = sealing.for_a_file(content) if offline else content
-    other = sealing.content_for(plane, session, row, terms.measure) if terms.measure else None
-    return _assign(plane, session, row, replace(terms, content=content, measure_content=other), listed)
+    made = _sealed(plane, session, row, terms, image_repository.target(session, target), offline=offline)
+    others = [each for name, each in _without_order(session, device).items() if name != terms.component]
+    return _assign(plane, session, row, [*others, made])
 
 
 def decommission(plane: Plane, session: Session, device: str) -> Assign:
@@ -88,7 +93,18 @@ def decommission(plane: Plane, session: Session, device: str) -> Assign:
     # whoever has kept the order must not be able to wipe the next device of that name with it
     key = hashlib.sha256(row.public_key.encode()).hexdigest() if row.public_key else ""
     terms = Terms(device=device, counter=0, issued="", deployment="", release="", key_sha256=key)
-    return _assign(plane, session, row, terms, TargetFile(0, {"sha256": hashlib.sha256().hexdigest()}, DECOMMISSION))
+    return _assign(
+        plane, session, row, [(terms, TargetFile(0, {"sha256": hashlib.sha256().hexdigest()}, DECOMMISSION))]
+    )
+
+
+def unassign(plane: Plane, session: Session, device: str, component: str) -> Assign | None:
+    """Take away what a component was assigned, which ends it on the device; None when it was assigned nothing."""
+    present = _without_order(session, device)
+    if component not in present:
+        return None
+    del present[component]
+    return _assign(plane, session, _device(session, device), present.values())
 
 
 def current(session: Session, device: str) -> Assign:
@@ -128,11 +144,20 @@ def assigned(session: Session) -> list[str]:
     ]
 
 
-def terms_of(session: Session, device: str) -> tuple[Terms, TargetFile]:
-    """Return the present terms of a device and their target; raises `Unknown` when it has none."""
-    targets = tuf_rows.read_as(Targets, session, _repository(device), "targets").signed
-    (target,) = targets.targets.values()
-    return from_tree(Terms, target.custom), target
+def assignments(session: Session, device: str) -> dict[str, Assignment]:
+    """Return what each component of a device is assigned, by its name; nothing for a device without an assignment."""
+    if not _has(session, device):
+        return {}
+    return dict(_read(tuf_rows.read(session, _repository(device), "targets")))
+
+
+def terms_of(session: Session, device: str, component: str = "") -> Assignment:
+    """Return the present terms of a component and their target; raises `Unknown` when it has none."""
+    found = assignments(session, device).get(component)
+    if found is None:
+        what = f"{device}'s {component}" if component else device
+        raise Unknown(f"director: expected an assignment of {what}, got none")
+    return found
 
 
 def blobs_of(session: Session, device: str) -> frozenset[str]:
@@ -145,17 +170,26 @@ def blobs_of(session: Session, device: str) -> frozenset[str]:
 @functools.lru_cache(256)
 def _named_in(body: bytes) -> frozenset[str]:
     # asked for with each range of bytes that a device fetches
-    (target,) = tuf_rows.parse(Targets, body).signed.targets.values()
-    terms = from_tree(Terms, target.custom)
+    return frozenset(sha256 for terms, _ in _read(body).values() for sha256 in blobs_in(terms))
+
+
+def blobs_in(terms: Terms) -> frozenset[str]:
+    """Return the SHA-256 of all sealed blobs that terms name."""
     contents = [each for each in (terms.content, terms.measure_content) if each is not None]
     files = [sha256 for each in contents for sha256 in each.files.values()]
     return frozenset([*files, *(delta.sealed for each in contents for delta in each.deltas)])
 
 
+@functools.lru_cache(256)
+def _read(body: bytes) -> dict[str, Assignment]:
+    targets = tuf_rows.parse(Targets, body).signed.targets.values()
+    return {terms.component: (terms, target) for target in targets for terms in [from_tree(Terms, target.custom)]}
+
+
 def due(session: Session, now: datetime) -> list[str]:
     """Return the devices whose assignment has less than half of its life left, or another key than the root names.
 
-    An assignment whose target is no longer listed (its release is revoked) is left to expire.
+    An assignment of nothing that is still listed (its releases are revoked) is left to expire.
     """
     devices = assigned(session)
     if not devices:
@@ -163,15 +197,30 @@ def due(session: Session, now: datetime) -> list[str]:
     named = root(session).roles[Timestamp.type].keyids
     ripe = [name for name in devices if _is_due(session, name, named=named, now=now)]
     kept = {*image_repository.listed(session), DECOMMISSION} if ripe else set()
-    return [name for name in ripe if terms_of(session, name)[1].path in kept]
+    return [name for name in ripe if any(each.path in kept for _, each in assignments(session, name).values())]
 
 
 def renew(plane: Plane, session: Session, device: str) -> Assign:
     """Sign the present assignment of a device anew, under its next counter; raises `Unknown` when it has none."""
-    terms, target = terms_of(session, device)
-    if target.path == DECOMMISSION:
+    present = assignments(session, device)
+    if not present:
+        raise Unknown(f"director: expected an assignment of {device}, got none")
+    if any(target.path == DECOMMISSION for _, target in present.values()):
         return decommission(plane, session, device)
-    return assign(plane, session, device=device, terms=terms, target=target.path)
+    row = _device(session, device)
+    listed = image_repository.listed(session)
+    if not any(target.path in listed for _, target in present.values()):
+        image_repository.target(session, next(iter(present.values()))[1].path)
+    return _assign(
+        plane,
+        session,
+        row,
+        # what is revoked is refused by the device, and is no reason to keep the other components from their renewal
+        [
+            _sealed(plane, session, row, terms, listed[target.path]) if target.path in listed else (terms, target)
+            for terms, target in present.values()
+        ],
+    )
 
 
 def withdraw(session: Session, device: str) -> None:
@@ -195,26 +244,50 @@ def _device(session: Session, name: str) -> Device:
     return row
 
 
-def _assign(plane: Plane, session: Session, row: Device, terms: Terms, listed: TargetFile) -> Assign:
+def _sealed(
+    plane: Plane, session: Session, row: Device, terms: Terms, listed: TargetFile, *, offline: bool = False
+) -> Assignment:
+    """Return the terms with the content keys of what they name, sealed to the device."""
+    component = terms.component
+    content = sealing.content_for(plane, session, row, listed.path, deployment=terms.deployment, component=component)
+    content = sealing.for_a_file(content) if offline else content
+    other = sealing.content_for(plane, session, row, terms.measure, component=component) if terms.measure else None
+    return replace(terms, content=content, measure_content=other), listed
+
+
+def _without_order(session: Session, device: str) -> dict[str, Assignment]:
+    """What is assigned, but for an order to wipe: that gives way to whatever is assigned after it."""
+    return {name: each for name, each in assignments(session, device).items() if each[1].path != DECOMMISSION}
+
+
+def _assign(plane: Plane, session: Session, row: Device, assigned: Iterable[Assignment]) -> Assign:
     now = plane.clock()
     row.assign_counter += 1
     issued = now.strftime("%Y-%m-%dT%H:%M:%SZ")
-    terms = replace(terms, device=row.name, counter=row.assign_counter, issued=issued)
-    _write(session, plane.signers, terms, listed, now=now)
+    listed = [
+        (replace(terms, device=row.name, counter=row.assign_counter, issued=issued), target)
+        for terms, target in assigned
+    ]
+    _write(session, plane.signers, row, listed, now=now)
     return current(session, row.name)
 
 
-def _write(session: Session, signers: OnlineSigners, terms: Terms, listed: TargetFile, *, now: datetime) -> None:
+def _write(
+    session: Session, signers: OnlineSigners, row: Device, assigned: Iterable[Assignment], *, now: datetime
+) -> None:
     named = root(session).roles
-    expires = tuf_rows.from_now(now, LIFE)
-    target = TargetFile(listed.length, listed.hashes, listed.path, {"custom": asdict(terms)})
-    targets = Targets(version=terms.counter, expires=expires, targets={listed.path: target})
-    snapshot = tuf_rows.snapshot_of(targets, version=terms.counter, expires=expires)
-    timestamp = tuf_rows.timestamp_of(snapshot, version=terms.counter, expires=expires)
+    version, expires = row.assign_counter, tuf_rows.from_now(now, LIFE)
+    listed = {
+        target.path: TargetFile(target.length, target.hashes, target.path, {"custom": asdict(terms)})
+        for terms, target in assigned
+    }
+    targets = Targets(version=version, expires=expires, targets=listed)
+    snapshot = tuf_rows.snapshot_of(targets, version=version, expires=expires)
+    timestamp = tuf_rows.timestamp_of(snapshot, version=version, expires=expires)
     made: dict[str, Targets | Snapshot | Timestamp] = {"targets": targets, "snapshot": snapshot, "timestamp": timestamp}
     for name, signed in made.items():
         body = tuf_rows.sign(signed, signers.named(named[name], "director"))
-        tuf_rows.write(session, _repository(terms.device), name, body)
+        tuf_rows.write(session, _repository(row.name), name, body)
 
 
 def _repository(device: str) -> str:

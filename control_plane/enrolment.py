@@ -17,11 +17,11 @@ from sqlalchemy.orm import Session
 from control_plane import authority, events, groups, pending, revocation
 from control_plane.plane import Plane
 from control_plane.refusals import Conflict, Forbidden
-from control_plane.schema import ClaimToken, Device
+from control_plane.schema.devices import ClaimToken, Device
 from firmware_profiles.loader import load_profile
 from skerry.errors import Broken, Rejected
+from skerry.wire.enrolment import Enrolled, EnrolRequest
 from skerry.wire.join import Join
-from skerry.wire.messages import Enrolled, EnrolRequest
 from skerry.wire.profile import Profile
 from skerry.wire.topics import check_name, identity
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from control_plane.schema import Event
+from control_plane.schema.work import Event
 
 if TYPE_CHECKING:
     from control_plane.plane import Plane

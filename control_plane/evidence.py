@@ -12,7 +12,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from sqlalchemy.orm import Session
 
 from control_plane.events import record
-from control_plane.schema import Deployment, Device
+from control_plane.schema.devices import Device
+from control_plane.schema.releases import Deployment
 from skerry.errors import Rejected
 from skerry.wire import codec
 from skerry.wire.evidence import Evidence, SignedEvidence, signed_bytes

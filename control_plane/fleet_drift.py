@@ -26,7 +26,8 @@ from sqlalchemy.orm import Session
 from control_plane.builds import find_build
 from control_plane.drift_tracks import Artifact, Counted, Track, Version, shared, worst_severity
 from control_plane.events import record
-from control_plane.schema import Device, Finding, Window
+from control_plane.schema.devices import Device
+from control_plane.schema.telemetry import Finding, OutboxMark, Window
 from skerry import drift
 from skerry.errors import SkerryError
 
@@ -102,6 +103,7 @@ class _Fleet:
         self._artifacts: dict[str, Artifact] = {}
         self._tracks: dict[tuple[str, str], Track] = {}
         self._current: dict[str, Track] = {}
+        self._ahead: dict[tuple[str, str, str], tuple[int, int]] = {}
         self._decisions: dict[Version, _Decision] = {}
         self._stale: set[Version] = set()
         self._not_before = 0.0
@@ -135,6 +137,7 @@ class _Fleet:
                     self._add(plane, session, row)
             merged += len(rows)
             if len(rows) < BATCH:
+                self._join_what_was_ahead(plane)
                 return merged, True
             if time.monotonic() >= until or plane.stopping.is_set():
                 return merged, False
@@ -144,6 +147,11 @@ class _Fleet:
         if artifact is None or row.monitor != artifact.digest[:16]:
             return
         key = (row.device, row.manifest)
+        if _is_ahead(session, row):
+            # after an outage the newest come first: no baseline is made, and nothing decided, on a tale with a hole
+            hole = (*key, row.epoch)
+            self._ahead[hole] = max(self._ahead.get(hole, (0, 0)), (row.sequence, row.id))
+            return
         track = self._tracks.get(key)
         try:
             if track is None or row.number > track.number:
@@ -151,12 +159,27 @@ class _Fleet:
                 track.add(_counted(row))
             else:
                 # it was late: the order of windows is that of their numbers, so the device is read again
-                track = _from_database(session, row, artifact)
+                track = _from_database(session, row, artifact, until=row.id)
         except drift.Rejected as refusal:
             _log.warning("drift: window %s of %s is left out: %s", row.number, row.device, refusal)
             return
         self._tracks[key] = self._current[row.device] = track
         self._stale.add(artifact.version)
+
+    def _join_what_was_ahead(self, plane: "Plane") -> None:
+        """Read a device again, once, when the hole before its newest windows is filled."""
+        if not self._ahead:
+            return
+        with plane.readers() as session:
+            for hole, (_, last) in list(self._ahead.items()):
+                row = session.get_one(Window, last)
+                artifact = self._artifact(plane, session, row.manifest)
+                if artifact is None or _is_ahead(session, row):
+                    continue
+                del self._ahead[hole]
+                track = _from_database(session, row, artifact, until=self._last)
+                self._tracks[row.device, row.manifest] = self._current[row.device] = track
+                self._stale.add(artifact.version)
 
     def _artifact(self, plane: "Plane", session: Session, manifest: str) -> Artifact | None:
         if manifest not in self._artifacts:
@@ -263,10 +286,19 @@ def _is_confirmed(track: Track, tracks: Mapping[str, Track], online: set[str]) -
     return 2 * len(heard) >= len(asked)
 
 
-def _from_database(session: Session, row: Window, artifact: Artifact) -> Track:
+def _is_ahead(session: Session, row: Window) -> bool:
+    """Say whether the device has still to say what came before: not so, if it has begun another epoch since."""
+    mark = session.get(OutboxMark, (row.device, row.epoch))
+    if mark is None or row.sequence <= mark.up_to:
+        return False
+    later = select(OutboxMark.epoch).where(OutboxMark.device == row.device, OutboxMark.first_seen > mark.first_seen)
+    return session.scalar(later.limit(1)) is None
+
+
+def _from_database(session: Session, row: Window, artifact: Artifact, *, until: int) -> Track:
     track = Track(row.device, artifact)
     query = select(Window).where(
-        Window.manifest == row.manifest, Window.device == row.device, Window.id <= row.id, Window.monitor == row.monitor
+        Window.manifest == row.manifest, Window.device == row.device, Window.id <= until, Window.monitor == row.monitor
     )
     for window in session.scalars(query.order_by(Window.number, Window.id)):
         track.add(_counted(window))

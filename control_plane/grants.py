@@ -14,7 +14,7 @@ from control_plane import delegated, events, image_repository, releases, rotatio
 from control_plane.online_keys import describe_key
 from control_plane.plane import Plane
 from control_plane.refusals import Conflict, Unknown
-from control_plane.schema import ModelVersion
+from control_plane.schema.models import ModelVersion
 from control_plane.staging import Edit, Grant
 from skerry.errors import Rejected
 from skerry.wire.topics import check_name

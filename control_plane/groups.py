@@ -8,7 +8,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from control_plane import events
-from control_plane.schema import Device, DeviceGroup
+from control_plane.schema.devices import Device, DeviceGroup
 from skerry.errors import Rejected
 from skerry.wire.topics import check_name
 

@@ -20,12 +20,13 @@ from sqlalchemy.orm import Session
 from control_plane import datasets, jobs
 from control_plane.home import Home
 from control_plane.refusals import Unknown
-from control_plane.schema import Job
+from control_plane.schema.work import Job
 from control_plane.store import Blobs
 from control_plane.train_job import add_version, job_key
 from converters.samples import Array, Rows
 from skerry.errors import Rejected
 from skerry.runtimes.arrays import unpack
+from skerry.wire.messages import AGENT
 from skerry.wire.topics import check_name
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ def ask(session: Session, blobs: Blobs, *, model: str, upload: bytes, now: datet
         Unknown: there is no such data set.
         Rejected: the name, the upload or an option is not one.
     """
-    check_name(model, "model")
+    if check_name(model, "model") == AGENT:
+        raise Rejected(f"model: expected another name than {AGENT}, which is the agent itself: skerry agent add")
     members = unpack(upload, what="import", limit=MAX_SAMPLES_BYTES)
     missing = [name for name in ("model", "samples", "options") if name not in members]
     if missing or any(array.dtype != np.uint8 or array.ndim != 1 for array in members.values()):

@@ -21,7 +21,7 @@ from sqlalchemy import and_, or_, select
 from sqlalchemy.orm import Session
 
 from control_plane.events import record
-from control_plane.schema import Job
+from control_plane.schema.work import Job
 from control_plane.workers import Workers
 from skerry.errors import SkerryError
 

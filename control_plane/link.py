@@ -66,6 +66,8 @@ class Reply(Protocol):
     def payload(self) -> bytes: ...
     @property
     def retain(self) -> bool: ...
+    @property
+    def expiry_s(self) -> int: ...
 
 
 class Handler(Protocol):
@@ -280,7 +282,7 @@ class Link:
             log.exception("%s: expected to handle %d bytes, failed", topic, len(payload))
             return
         for answer in answers:
-            self._plane.outgoing.publish(answer.topic, answer.payload, retain=answer.retain)
+            self._plane.outgoing.publish(answer.topic, answer.payload, retain=answer.retain, expiry_s=answer.expiry_s)
 
     def _client(self) -> aiomqtt.Client:
         settings = self._plane.settings

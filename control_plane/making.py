@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from control_plane.schema import Build, DatasetPart, ModelVersion
+from control_plane.schema.models import Build, DatasetPart, ModelVersion
 from skerry.wire.manifest import target_name
 
 MANIFEST = "manifest.json"

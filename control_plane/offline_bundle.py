@@ -18,6 +18,7 @@ from tuf.api.metadata import Snapshot, Timestamp
 
 from control_plane import (
     authority,
+    components,
     director,
     enrolment,
     image_repository,
@@ -30,12 +31,14 @@ from control_plane.events import record
 from control_plane.plane import Plane
 from control_plane.refusals import Conflict, Unknown
 from control_plane.rollout_planner import WaveRequest
-from control_plane.schema import Deployment, Device, Rollout, Wave
+from control_plane.schema.devices import Device
+from control_plane.schema.releases import Deployment, Release, Rollout, Wave
 from firmware_profiles.loader import load_profile
 from skerry.delivery import bundle
 from skerry.errors import Rejected
 from skerry.wire import codec
-from skerry.wire.messages import Assign, Enrolled, EnrolRequest
+from skerry.wire.enrolment import Enrolled, EnrolRequest
+from skerry.wire.messages import Assign
 
 WAVE = "offline"
 MAX_DAYS = 90
@@ -102,6 +105,9 @@ def _roll_out(plane: Plane, *, device: str, release: str) -> None:
     """Assign the release, unless it is assigned already by a rollout that the operator made."""
     now = plane.clock()
     with plane.sessions.begin() as session:
+        row = session.get(Release, release)
+        if row is not None and components.component_for(session, device, row.model):
+            raise Conflict(f"{release}: expected a release of {device}'s one model, got one that runs beside it")
         for number in _open_offline(session, device):
             rollouts.cancel(session, number, now=now)
         if _is_assigned(session, device, release):

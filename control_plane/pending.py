@@ -15,9 +15,9 @@ from sqlalchemy.orm import Session
 from control_plane import authority, enrolment, events
 from control_plane.plane import Plane
 from control_plane.refusals import Conflict, Forbidden, Unknown
-from control_plane.schema import Device, PendingClaim
+from control_plane.schema.devices import Device, PendingClaim
 from firmware_profiles.loader import load_profile
-from skerry.wire.messages import Enrolled, TicketRequest
+from skerry.wire.enrolment import Enrolled, TicketRequest
 
 LIFE = timedelta(days=14)
 

@@ -20,10 +20,10 @@ from sqlalchemy.orm import Session
 from control_plane import authority, enrolment, events, revocation
 from control_plane.plane import Plane
 from control_plane.refusals import Forbidden, TooMany
-from control_plane.schema import Device, DeviceToken, SpentNonce
+from control_plane.schema.devices import Device, DeviceToken, SpentNonce
 from firmware_profiles.loader import load_profile
 from skerry.errors import Broken, Rejected
-from skerry.wire.messages import Enrolled, Nonce, RenewRequest, Token, TokenRequest
+from skerry.wire.enrolment import Enrolled, Nonce, RenewRequest, Token, TokenRequest
 from skerry.wire.proof import RENEW, TOKEN, proof_text
 from skerry.wire.topics import check_name, identity
 

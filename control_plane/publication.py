@@ -16,7 +16,8 @@ from sqlalchemy.orm import Session
 from control_plane import deltas, retention, sealing
 from control_plane.link import IN_FLIGHT
 from control_plane.plane import Plane
-from control_plane.schema import Publication, Release, SealedArtifact, SealedDelta
+from control_plane.schema.delivery import Publication, SealedArtifact, SealedDelta
+from control_plane.schema.releases import Release
 from control_plane.sealing import Sealed
 from control_plane.transport import Load, blob_load, excess, preset_of
 from skerry.errors import SkerryError

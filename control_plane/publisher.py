@@ -1,4 +1,4 @@
-"""Owns what the broker retains: TUF metadata, the index, each device's assignment and configuration.
+"""Owns what the broker is told at each connect: TUF metadata, the index, assignments, configurations, open requests.
 
 Chunks of artifacts are `publication`'s.
 Every function may be called again at any time: it publishes what is current. The order matters to whoever reads at the
@@ -7,10 +7,10 @@ same moment: chunks before the metadata that names them, metadata files before t
 
 import logging
 
-from control_plane import deltas, desired, director, image_repository, publication
+from control_plane import deltas, desired, director, image_repository, publication, requests
 from control_plane.plane import Plane
 from control_plane.refusals import Unknown
-from control_plane.schema import Release
+from control_plane.schema.releases import Release
 from skerry.errors import SkerryError
 from skerry.wire import codec, topics
 
@@ -25,10 +25,13 @@ def republish_current(plane: Plane) -> None:
     with plane.readers() as session:
         assigned = director.assigned(session)
         configured = desired.messages(plane, session)
+        asked = requests.waiting(plane, session)
     for device in assigned:
         publish_assignment(plane, device)
     for topic, payload in configured:
         plane.outgoing.publish(topic, payload, retain=True)
+    for request in asked:
+        plane.outgoing.publish(request.topic, request.payload, retain=False, expiry_s=request.expiry_s)
 
 
 def announce_release(plane: Plane, name: str) -> None:

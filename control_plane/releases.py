@@ -25,12 +25,14 @@ from control_plane import (
     provenance,
     retention,
     rollouts,
+    sample_policies,
     staging,
 )
 from control_plane.making import MANIFEST, Making, makings_of
 from control_plane.plane import Plane
 from control_plane.refusals import Conflict, Unknown
-from control_plane.schema import Build, ModelVersion, Release
+from control_plane.schema.models import Build, ModelVersion
+from control_plane.schema.releases import Release
 from skerry.errors import Rejected
 from skerry.wire.manifest import target_name
 from skerry.wire.topics import check_name
@@ -56,7 +58,7 @@ def stage(plane: Plane, session: Session, *, model: str, version: int) -> Releas
     Raises:
         Unknown: there is no such model version, or no ceremony was held.
         Conflict: the release is live or revoked already, or the policy is automatic and nobody granted that.
-        Rejected: none of its builds passed the gate.
+        Rejected: none of its builds passed the gate, or one has no such inputs as may leave devices.
     """
     row = session.get(ModelVersion, (model, version))
     if row is None:
@@ -239,6 +241,7 @@ def _folder(release: Release) -> str:
 
 def _list_build(plane: Plane, session: Session, version: ModelVersion, build: Build) -> dict[str, TargetFile]:
     """Return the target entries of a build, and of the second one beside it where the gate kept two."""
+    sample_policies.write(plane, session, build)
     makings = makings_of(session, version, build)
     # noted here and not when it was compiled: what is not listed cannot be assigned
     build.second = makings[1].files[MANIFEST] if len(makings) > 1 else ""
@@ -247,5 +250,6 @@ def _list_build(plane: Plane, session: Session, version: ModelVersion, build: Bu
         documents = {name: plane.blobs.put(write(making)) for name, write in DOCUMENTS.items()}
         for name, sha256 in {**making.files, **documents}.items():
             path = making.path(name)
-            listed[path] = TargetFile(len(plane.blobs.get(sha256)), {"sha256": sha256}, path)
+            more = sample_policies.custom(build) if name == MANIFEST else {}
+            listed[path] = TargetFile(len(plane.blobs.get(sha256)), {"sha256": sha256}, path, more)
     return listed

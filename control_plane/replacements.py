@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING
 from sqlalchemy import and_, select
 from sqlalchemy.orm import Session
 
-from control_plane import director, events, groups
+from control_plane import components, director, events, groups
 from control_plane.rollouts import OFFLINE
-from control_plane.schema import Build, Deployment, Device, Release
+from control_plane.schema.devices import Device
+from control_plane.schema.models import Build
+from control_plane.schema.releases import Deployment, Release
 from skerry.errors import SkerryError
 from skerry.wire import codec, topics
 from skerry.wire.manifest import target_name
@@ -88,9 +90,11 @@ def _affected(session: Session, revoked: Collection[str]) -> tuple[list[tuple[st
     Devices are asked for by what they report, so that each is looked at once however many releases are revoked.
     """
     made = {name: release for release, build in _builds(session, revoked) for name in _manifests(build)}
-    reported = Device.reported["manifest"].as_string()
-    running = select(Device.name, reported).where(Device.state == "enrolled", reported.in_(made))
-    found = [(device, made[manifest]) for device, manifest in session.execute(running)]
+    found = [
+        (device, made[manifest])
+        for reported, running in components.reporting(Device.name)
+        for manifest, device in session.execute(running.where(Device.state == "enrolled", reported.in_(made)))
+    ]
 
     under_way = (
         select(Deployment.device, Deployment.release)
@@ -130,7 +134,8 @@ def _replace(plane: "Plane", session: Session, device: Device, revoked: Release,
     ):
         stopped.state, stopped.reason, stopped.ended_at = "failed", "the release was revoked", now
 
-    running = str(device.reported.get("manifest", ""))
+    component = components.component_for(session, device.name, revoked.model)
+    running = components.running(session, device, component)
     refuses = groups.rule(session, device.group).refuse_automatic
     found = choose(
         _good(session, revoked.model, device.profile),
@@ -139,6 +144,7 @@ def _replace(plane: "Plane", session: Session, device: Device, revoked: Release,
         refuses_online=refuses,
     )
     deployment = _deployment(session, device, revoked)
+    deployment.component = component
     if found is None:
         deployment.state, deployment.ended_at = "left-out", now
         deployment.reason = f"no older release of {revoked.model} is good"
@@ -180,6 +186,7 @@ def _assign(
         deployment=deployment.id,
         release=found.release,
         rollback=True,
+        component=deployment.component,
     )
     target = target_name(model, found.version, device.profile, "manifest.json", second=found.second)
     return director.assign(plane, session, device=device.name, terms=terms, target=target)

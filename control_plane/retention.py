@@ -14,10 +14,13 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 from tuf.api.metadata import TargetFile
 
-from control_plane import bill, deltas, image_repository, provenance
+from control_plane import bill, components, deltas, image_repository, provenance
 from control_plane.builds import find_build
 from control_plane.plane import Plane
-from control_plane.schema import Build, Deployment, Device, Publication, Release, Rollout, SealedArtifact
+from control_plane.schema.delivery import Publication, SealedArtifact
+from control_plane.schema.devices import Device
+from control_plane.schema.models import Build
+from control_plane.schema.releases import Deployment, Release, Rollout
 from control_plane.transport import Load, blob_load, excess, preset_of
 from firmware_profiles.loader import list_profiles, load_profile
 from skerry.errors import Rejected
@@ -145,9 +148,9 @@ def fetched(files: Mapping[str, TargetFile]) -> dict[str, int]:
 
 def sources(session: Session) -> set[str]:
     """Return the SHA-256 of the files that enrolled devices have, as far as they said so."""
-    reported = Device.reported["manifest"].as_string()
-    manifests = session.scalars(select(reported).where(Device.state == "enrolled").distinct())
-    found = [(find_build(session, str(manifest)), str(manifest)) for manifest in manifests if manifest]
+    queries = [query.where(Device.state == "enrolled").distinct() for _, query in components.reporting()]
+    manifests = {str(manifest) for query in queries for manifest in session.scalars(query) if manifest}
+    found = [(find_build(session, manifest), manifest) for manifest in sorted(manifests)]
     return {sha256 for build, manifest in found if build for sha256 in deltas.files_of(build, manifest).values()}
 
 

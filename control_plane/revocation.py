@@ -14,13 +14,7 @@ from control_plane import crl, director, events
 from control_plane.authority import Issued
 from control_plane.plane import Plane
 from control_plane.refusals import Conflict, Unknown
-from control_plane.schema import (
-    Device,
-    DeviceToken,
-    IssuedCertificate,
-    PendingClaim,
-    RevokedCertificate,
-)
+from control_plane.schema.devices import Device, DeviceToken, IssuedCertificate, PendingClaim, RevokedCertificate
 from skerry.errors import SkerryError
 from skerry.wire import codec, topics
 
@@ -120,13 +114,11 @@ def make_way(plane: Plane, session: Session, device: Device, issued: Issued) -> 
     end_credentials(session, device.name, now=now)
     note_issued(session, device, issued, now=now)
     try:
-        _, target = director.terms_of(session, device.name)
-        if target.path != director.DECOMMISSION:
+        present = director.assignments(session, device.name).values()
+        if present and all(target.path != director.DECOMMISSION for _, target in present):
             # what it shall run stays, sealed to the new key
             director.renew(plane, session, device.name)
             return
-    except Unknown:
-        pass
     except SkerryError as error:
         # a release that can no longer be handed out is no reason to keep a device out
         log.error("%s: %s", device.name, error)

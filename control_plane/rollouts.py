@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from control_plane import deltas, director, groups, publication, second_builds
+from control_plane import components, deltas, director, groups, publication, second_builds
 from control_plane.builds import find_build
 from control_plane.events import record
 from control_plane.refusals import Conflict, Unknown
@@ -33,7 +33,9 @@ from control_plane.rollout_planner import (
     spread,
 )
 from control_plane.rollout_planner import Wave as WaveNow
-from control_plane.schema import Build, Deployment, Device, Release, Rollout, Wave
+from control_plane.schema.devices import Device
+from control_plane.schema.models import Build
+from control_plane.schema.releases import Deployment, Release, Rollout, Wave
 from control_plane.sealing import NO_KEY
 from skerry.wire import codec, topics
 from skerry.wire.manifest import target_name
@@ -71,6 +73,7 @@ def create(session: Session, *, release: str, waves: Sequence[WaveRequest], now:
         )
     manifests = _manifests(session, row)
     groups = spread(waves, _candidates(session, row, manifests), seed=release)
+    beside = components.beside(session, row.model)
 
     rollout = Rollout(release=release, state="running", created_at=now)
     session.add(rollout)
@@ -90,6 +93,7 @@ def create(session: Session, *, release: str, waves: Sequence[WaveRequest], now:
             manifest=manifests.get(candidate.profile, ""),
             state="left-out" if candidate.obstacle else "waiting",
             reason=candidate.obstacle,
+            component=row.model if candidate.name in beside else "",
         )
         for index, (number, candidate) in enumerate(placed, start=1)
     )
@@ -178,6 +182,7 @@ def _plan(session: Session, number: int) -> tuple[Action, ...]:
     )
     named = select(Device).where(Device.name.in_([one.device for one in deployments]))
     devices = {device.name: device for device in session.scalars(named)}
+    of = {one.device: one.component for one in deployments}
     return plan(
         rollout.state,
         [WaveNow(number=wave.number, state=wave.state) for wave in waves],
@@ -196,7 +201,7 @@ def _plan(session: Session, number: int) -> tuple[Action, ...]:
         ],
         {
             device.name: DeviceNow(
-                manifest=str(device.reported.get("manifest", "")), enrolled=device.state == "enrolled"
+                manifest=components.running(session, device, of[device.name]), enrolled=device.state == "enrolled"
             )
             for device in devices.values()
         },
@@ -256,9 +261,10 @@ def _assign(plane: "Plane", session: Session, deployment: Deployment, *, measure
         issued="",
         deployment=deployment.id,
         release=release.name,
-        rollback=_is_older(session, release, device),
+        rollback=_is_older(session, release, components.running(session, device, deployment.component)),
         measure=other if deployment.measures else "",
         measure_sha256=deployment.measures,
+        component=deployment.component,
     )
     message = director.assign(plane, session, device=device.name, terms=terms, target=target)
     record(
@@ -270,12 +276,13 @@ def _assign(plane: "Plane", session: Session, deployment: Deployment, *, measure
         rollout=deployment.rollout,
         release=release.name,
         state="assigned",
+        component=deployment.component,
     )
     return message
 
 
-def _is_older(session: Session, release: Release, device: Device) -> bool:
-    running = find_build(session, str(device.reported.get("manifest", "")))
+def _is_older(session: Session, release: Release, manifest: str) -> bool:
+    running = find_build(session, manifest)
     return running is not None and running.model == release.model and running.version > release.version
 
 
@@ -292,13 +299,18 @@ def _manifests(session: Session, release: Release) -> dict[str, str]:
 def _candidates(session: Session, release: Release, manifests: dict[str, str]) -> list[Candidate]:
     busy = select(Deployment).join(Rollout, Rollout.id == Deployment.rollout)
     busy = busy.where(Rollout.state.in_(OPEN), Deployment.state != "left-out")
-    in_rollout = {deployment.device: deployment.rollout for deployment in session.scalars(busy)}
+    in_rollout = {(one.device, one.component): one.rollout for one in session.scalars(busy)}
+    beside = components.beside(session, release.model)
     devices = session.scalars(select(Device).where(Device.state == "enrolled").order_by(Device.name))
     refusing = groups.refusing_automatic(session) if release.role != OFFLINE else frozenset[str]()
-    return [
-        Candidate(device.name, device.profile, _obstacle(device, manifests, in_rollout.get(device.name), refusing))
-        for device in devices
-    ]
+    found = []
+    for device in devices:
+        component = release.model if device.name in beside else ""
+        obstacle = _obstacle(device, manifests, in_rollout.get((device.name, component)), refusing)
+        if component and not obstacle and device.reported.get("components") is None:
+            obstacle = components.TOO_OLD
+        found.append(Candidate(device.name, device.profile, obstacle))
+    return found
 
 
 def _obstacle(device: Device, manifests: dict[str, str], rollout: int | None, refusing: Collection[str]) -> str:

@@ -17,7 +17,9 @@ from control_plane import deltas, image_repository, retention, transport
 from control_plane.builds import find_build
 from control_plane.plane import Plane
 from control_plane.refusals import Conflict, Unknown
-from control_plane.schema import Deployment, Device, MadeDelta, Release, SealedArtifact, SealedDelta
+from control_plane.schema.delivery import MadeDelta, SealedArtifact, SealedDelta
+from control_plane.schema.devices import Device
+from control_plane.schema.releases import Deployment, Release
 from firmware_profiles.loader import load_profile
 from skerry.delivery.sealed import make_key, seal_file, seal_key
 from skerry.delivery.slots import MANIFEST
@@ -28,10 +30,19 @@ from skerry.wire.messages import Content
 NO_KEY = "it has no key to seal to: renew its certificate"
 
 
-def content_for(plane: Plane, session: Session, device: Device, manifest_path: str, *, deployment: str = "") -> Content:
+def content_for(
+    plane: Plane,
+    session: Session,
+    device: Device,
+    manifest_path: str,
+    *,
+    deployment: str = "",
+    component: str = "",
+) -> Content:
     """Return how a device comes by the artifact whose manifest is the target `manifest_path`.
 
-    The rollout of the `deployment` says for how many devices it is, and so which road is the better one.
+    The rollout of the `deployment` says for how many devices it is, and so which road is the better one; what the
+    `component` has is what deltas are offered from.
 
     Raises:
         Conflict: the device enrolled before keys were kept, and has not renewed its certificate since.
@@ -45,7 +56,7 @@ def content_for(plane: Plane, session: Session, device: Device, manifest_path: s
     return Content(
         key=seal_key(artifact.key, device.public_key, who=who),
         files=dict(artifact.files),
-        deltas=deltas.offered(session, device, artifact.manifest),
+        deltas=deltas.offered(session, device, artifact.manifest, component=component),
         roads=_roads(plane, session, device, artifact, deployment=deployment),
     )
 

@@ -13,7 +13,9 @@ from sqlalchemy.orm import Session
 from control_plane import build_choice, evidence
 from control_plane.events import record
 from control_plane.rollout_planner import Contest
-from control_plane.schema import Build, Deployment, Device, Release, Rollout
+from control_plane.schema.devices import Device
+from control_plane.schema.models import Build
+from control_plane.schema.releases import Deployment, Release, Rollout
 
 
 def contests(session: Session, release: str) -> dict[str, Contest]:
@@ -66,5 +68,6 @@ def replace(session: Session, deployment: Deployment) -> None:
             release=deployment.release,
             manifest=contests(session, deployment.release)[profile].chosen,
             state="waiting",
+            component=deployment.component,
         )
     )

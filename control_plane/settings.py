@@ -29,9 +29,10 @@ class Settings:
     `host` and `port` are where devices and remote operators come in (HTTPS); `pages_port` is plain HTTP on 127.0.0.1.
     `broker` is `embedded` (on 127.0.0.1:`broker_port`) or `mqtt://HOST:PORT` or `mqtts://HOST:PORT`, whose CA
     certificates are in the file `broker_ca`; `broker_advertised`, where given, is the address that devices are told
-    instead. `broker_folder` is what `skerry broker config` wrote, where the revocation list is kept current, and
-    `broker_reload` the command that makes the broker read it (where empty: SIGHUP to the process in its pid file);
-    `crl_url`, where given, stands in certificates for brokers that fetch the list from there (`GET /v1/crl` has it).
+    instead, which may be `wss://HOST/PATH`. `broker_folder` is what `skerry broker config` wrote, where the revocation
+    list is kept current, and `broker_reload` the command that makes the broker read it (where empty: SIGHUP to the
+    process in its pid file); `crl_url`, where given, stands in certificates for brokers that fetch the list from there
+    (`GET /v1/crl` has it).
     `certificate_life_s` is how long a device's certificate lives; it is renewed at two thirds of that.
     `broker_preset` says what the broker allows (`control_plane.transport`); where empty, what Mosquitto or the embedded
     one does; `broker_retained_mb`, where not 0, how many megabytes of retained messages it may hold instead. With
@@ -75,7 +76,7 @@ class Settings:
         if self.crl_url and urlsplit(self.crl_url).scheme not in ("http", "https"):
             raise Rejected(f"crl_url: expected http://..., got {self.crl_url!r}")
         if self.broker_advertised:
-            _check_broker(self.broker_advertised, "broker_advertised")
+            _check_broker(self.broker_advertised, "broker_advertised", web=True)
             if self.embedded_broker and not self.broker_advertised.startswith("mqtt:"):
                 raise Rejected(
                     "broker_advertised: expected mqtt:// on loopback for the embedded broker, which knows no "
@@ -117,7 +118,7 @@ class Settings:
     @property
     def identity(self) -> str:
         """What the broker knows of who speaks: one with TLS the device's `certificate`, the embedded one `none`."""
-        return "certificate" if self.device_broker_url.startswith("mqtts:") else "none"
+        return "certificate" if self.device_broker_url.startswith(("mqtts:", "wss:")) else "none"
 
     @property
     def url(self) -> str:
@@ -168,7 +169,8 @@ def _check_life(life_s: int) -> None:
         raise Rejected(f"certificate_life_s: expected {expected}, got {life_s}")
 
 
-def _check_broker(url: str, name: str) -> None:
+def _check_broker(url: str, name: str, *, web: bool = False) -> None:
+    """Raise `Rejected` unless it is the URL of a broker, with `web` maybe one that is reached over WebSockets."""
     parts = urlsplit(url)
     try:
         port = parts.port
@@ -176,7 +178,11 @@ def _check_broker(url: str, name: str) -> None:
         port = None
     # without the user and the password that may stand before the host
     shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
-    if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or not port:
-        raise Rejected(f"{name}: expected embedded, mqtt://HOST:PORT or mqtts://HOST:PORT, got {shown}")
-    if parts.scheme == "mqtt" and parts.hostname not in LOOPBACK:
-        raise Rejected(f"{name}: expected mqtts:// off this machine, got {shown} (no identity, and nothing secret)")
+    over_web = web and parts.scheme in ("ws", "wss")
+    if not (over_web or (parts.scheme in ("mqtt", "mqtts") and port)) or not parts.hostname:
+        also = ", wss://HOST/PATH" if web else ""
+        raise Rejected(f"{name}: expected embedded, mqtt://HOST:PORT or mqtts://HOST:PORT{also}, got {shown}")
+    if parts.scheme in ("mqtt", "ws") and parts.hostname not in LOOPBACK:
+        raise Rejected(
+            f"{name}: expected {parts.scheme}s:// off this machine, got {shown} (no identity, and nothing secret)"
+        )

@@ -29,7 +29,7 @@ from control_plane.key_files import parse_key
 from control_plane.keys import TARGETS_LIFE
 from control_plane.plane import Plane
 from control_plane.refusals import Forbidden, Unknown
-from control_plane.schema import TufMetadata
+from control_plane.schema.releases import TufMetadata
 from skerry.wire.codec import from_tree
 from skerry.wire.manifest import GRANTED_UNTIL
 

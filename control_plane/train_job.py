@@ -15,9 +15,11 @@ from control_plane import datasets, jobs
 from control_plane.events import record
 from control_plane.home import Home
 from control_plane.refusals import Unknown
-from control_plane.schema import Job, ModelVersion
+from control_plane.schema.models import ModelVersion
+from control_plane.schema.work import Job
 from control_plane.store import Blobs
 from skerry.errors import Rejected
+from skerry.wire.messages import AGENT
 from skerry.wire.topics import check_name
 
 # a release is named MODEL-VERSION and is itself a name of at most 63 characters
@@ -33,7 +35,8 @@ def ask(session: Session, *, model: str, dataset: str, recipe: dict[str, Any], n
     """
     from control_plane.training import recipe_from
 
-    check_name(model, "model")
+    if check_name(model, "model") == AGENT:
+        raise Rejected(f"model: expected another name than {AGENT}, which is the agent itself: skerry agent add")
     if len(model) > MAX_MODEL:
         raise Rejected(f"model: expected at most {MAX_MODEL} characters, got {len(model)}")
     complete = json.loads(json.dumps(asdict(recipe_from(recipe))))

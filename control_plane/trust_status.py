@@ -17,7 +17,7 @@ from control_plane import delegated, director, events, image_repository
 from control_plane.online_keys import AUTOMATIC, ONLINE_ROLES
 from control_plane.plane import Plane
 from control_plane.refusals import Unknown
-from control_plane.schema import Event
+from control_plane.schema.work import Event
 from skerry.errors import SkerryError
 
 log = logging.getLogger(__name__)

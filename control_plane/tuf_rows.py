@@ -12,7 +12,7 @@ from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, Targets, Timest
 from tuf.api.serialization import DeserializationError
 
 from control_plane.refusals import Unknown
-from control_plane.schema import TufMetadata
+from control_plane.schema.releases import TufMetadata
 from skerry.errors import Rejected
 
 S = TypeVar("S", Root, Timestamp, Snapshot, Targets)

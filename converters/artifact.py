@@ -65,6 +65,7 @@ def assemble(
         latency_budget_ms=profile.budgets.latency_ms,
         created=created,
         lineage=dict(lineage) | {"precision": candidate.precision},
+        memory_budget_bytes=profile.budgets.ram_bytes,
     )
     return files | {MANIFEST_FILE: codec.encode(manifest)}
 

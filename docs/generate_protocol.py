@@ -6,7 +6,7 @@ import sys
 import typing
 from pathlib import Path
 
-from skerry.wire import codec, evidence, manifest, messages, profile, report, topics
+from skerry.wire import batch, codec, enrolment, evidence, manifest, messages, profile, report, requests, sample, topics
 
 PAGE = Path(__file__).with_name("protocol.md")
 WHO = "PROJECT.DEVICE"
@@ -43,6 +43,10 @@ GROUPS = (
         "From a device to the control plane",
         (
             messages.Reported,
+            messages.Component,
+            messages.SlotReport,
+            messages.RunsReport,
+            messages.Vitals,
             messages.Outbox,
             messages.Entry,
             messages.DeploymentEvent,
@@ -52,13 +56,14 @@ GROUPS = (
             evidence.Race,
             messages.Gap,
             report.WindowReport,
+            sample.Sample,
             messages.Answer,
         ),
     ),
-    ("Enrolment, over HTTPS", (messages.Anchor, messages.EnrolRequest, messages.Enrolled, messages.TicketRequest)),
+    ("Enrolment, over HTTPS", (enrolment.Anchor, enrolment.EnrolRequest, enrolment.Enrolled, enrolment.TicketRequest)),
     (
         "Proof of the device's key, over HTTPS",
-        (messages.NonceRequest, messages.Nonce, messages.RenewRequest, messages.TokenRequest, messages.Token),
+        (enrolment.NonceRequest, enrolment.Nonce, enrolment.RenewRequest, enrolment.TokenRequest, enrolment.Token),
     ),
     (
         "Signed descriptions",
@@ -67,6 +72,7 @@ GROUPS = (
             manifest.FileEntry,
             manifest.TensorSpec,
             manifest.Tolerance,
+            manifest.SamplePolicy,
             profile.Profile,
             profile.Hardware,
             profile.TransportLimits,
@@ -98,6 +104,8 @@ def page() -> str:
         for kind in kinds:
             lines += ["", *section(kind)]
     lines += ["", "## The body of a `window` entry", "", inspect.getdoc(report) or ""]
+    lines += ["", "## Packed outbox messages", "", inspect.getdoc(batch) or ""]
+    lines += ["", "## Remote requests", "", inspect.getdoc(requests) or ""]
     return "\n".join(lines) + "\n"
 
 

@@ -162,6 +162,11 @@ class Client(Api):
         """Return one model version with its metrics and builds."""
         return self._object("GET", f"/v1/models/{_segment(model)}/versions/{version}")
 
+    def add_agent_version(self, wheels: bytes, *, profiles: Sequence[str], version: int = 0) -> dict[str, Json]:
+        """Keep a zip file of wheels as the next version of the agent itself, or for more profiles of `version`."""
+        asked: dict[str, Json] = {"profile": list(profiles), "version": version}
+        return self._object("POST", "/v1/agent/versions", params=asked, content=wheels)
+
     # -- releases and rollouts --
 
     def create_release(self, model: str, version: int) -> dict[str, Json]:
@@ -205,6 +210,17 @@ class Client(Api):
     def set_model_policy(self, model: str, policy: str) -> dict[str, Json]:
         """Let the releases of a model be signed by the offline keys (`manual`) or online at once (`automatic`)."""
         return self._object("PUT", f"/v1/models/{_segment(model)}/policy", json={"policy": policy})
+
+    def model_samples(self, model: str) -> dict[str, Json]:
+        """Return which inputs of a model its next release lets leave devices."""
+        return self._object("GET", f"/v1/models/{_segment(model)}/samples")
+
+    def set_model_samples(
+        self, model: str, *, rows_per_window: int = 0, inputs: Sequence[str] = (), max_bytes: int = 0
+    ) -> dict[str, Json]:
+        """Let so many rows of a window leave devices, with these inputs, from the model's next release on; or none."""
+        body: dict[str, Json] = {"rows_per_window": rows_per_window, "inputs": list(inputs), "max_bytes": max_bytes}
+        return self._object("PUT", f"/v1/models/{_segment(model)}/samples", json=body)
 
     def create_rollout(self, release: str, waves: Sequence[Mapping[str, Json]]) -> dict[str, Json]:
         """Start a rollout; each wave has a name and one of devices, share or rest."""
@@ -266,6 +282,14 @@ class Client(Api):
         """Name a device that is installed from a file."""
         return self._object("POST", "/v1/devices", json={"name": name, "profile": profile, "group": group})
 
+    def add_component(self, device: str, model: str) -> dict[str, Json]:
+        """Let a device run a model beside what it runs; releases of that model go there from then on."""
+        return self._object("POST", f"/v1/devices/{_segment(device)}/components", json={"model": model})
+
+    def remove_component(self, device: str, name: str) -> dict[str, Json]:
+        """Take a model away that a device runs beside its own."""
+        return self._object("DELETE", f"/v1/devices/{_segment(device)}/components/{_segment(name)}")
+
     def revoke(self, device: str) -> dict[str, Json]:
         """End a device's identity at once; return what was done."""
         return self._object("POST", f"/v1/devices/{_segment(device)}/revoke")
@@ -296,6 +320,30 @@ class Client(Api):
     def device_config(self, name: str) -> dict[str, Json]:
         """Return what a device is told to keep to, and which version of it the device reports."""
         return self._object("GET", f"/v1/devices/{_segment(name)}/config")
+
+    def ask_device(
+        self, name: str, verb: str, *, args: Mapping[str, str] | None = None, expires_s: int = 3600
+    ) -> dict[str, Json]:
+        """Ask a device for something of its allow-list (`skerry.wire.requests`); return the request with its id."""
+        body = {"verb": verb, "args": dict(args or {}), "expires_s": expires_s}
+        return self._object("POST", f"/v1/devices/{_segment(name)}/requests", json=body)
+
+    def device_requests(self, name: str) -> list[Json]:
+        """Return what a device was asked, newest first, without the results."""
+        return self._list("GET", f"/v1/devices/{_segment(name)}/requests")
+
+    def device_request(self, name: str, request: str) -> dict[str, Json]:
+        """Return one request to a device, with its result."""
+        return self._object("GET", f"/v1/devices/{_segment(name)}/requests/{_segment(request)}")
+
+    def device_samples(
+        self, name: str, *, model: str = "", version: int | None = None, after: int = -1
+    ) -> Iterator[dict[str, Json]]:
+        """Yield a device's stored samples, page by page, oldest first; tensors are in base64."""
+        asked: dict[str, Json] = {"model": model} | ({} if version is None else {"version": version})
+        while rows := self._list("GET", f"/v1/devices/{_segment(name)}/samples", params={**asked, "after": after}):
+            yield from rows
+            after = rows[-1]["id"]
 
     def devices(self) -> list[Json]:
         """Return all devices."""

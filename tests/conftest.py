@@ -3,6 +3,7 @@
 A missing program skips the test, unless SKERRY_REQUIRE_SERVERS=1 (as in CI): then it fails.
 """
 
+import logging
 import os
 import shutil
 import socket
@@ -20,6 +21,17 @@ settings.register_profile("fixed", derandomize=True)
 settings.load_profile("fixed")
 
 _handed_out: set[int] = set()
+
+
+@pytest.fixture(autouse=True)
+def _no_log_outlives_its_test() -> Iterator[None]:
+    """A program that is run in this process logs to the standard error of that test, which is closed afterwards."""
+    before, level = logging.root.handlers[:], logging.root.level
+    yield
+    for handler in logging.root.handlers[:]:
+        if handler not in before and type(handler) is logging.StreamHandler:
+            logging.root.removeHandler(handler)
+    logging.root.setLevel(level)
 
 
 @pytest.fixture
@@ -88,7 +100,7 @@ class Mosquitto:
 @pytest.fixture
 def make_mosquitto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Mosquitto]]:
     """Return a function that starts a Mosquitto with more lines of configuration; mark such tests `broker`."""
-    program = _required("mosquitto", "/usr/sbin", package="mosquitto")
+    program = required("mosquitto", "/usr/sbin", package="mosquitto")
     servers: list[Mosquitto] = []
 
     def make(*lines: str) -> Mosquitto:
@@ -110,10 +122,17 @@ def mosquitto(make_mosquitto: Callable[..., Mosquitto]) -> Mosquitto:
 @pytest.fixture(scope="session")
 def chromium() -> str:
     """Return the path of Chromium; mark such tests `browser`."""
-    return _required("chromium", "/usr/bin", package="chromium")
+    return required("chromium", "/usr/bin", package="chromium")
 
 
-def _required(program: str, *also_in: str, package: str) -> str:
+@pytest.fixture(scope="session")
+def strace() -> str:
+    """Return the path of strace."""
+    return required("strace", "/usr/bin", package="strace")
+
+
+def required(program: str, *also_in: str, package: str) -> str:
+    """Return the path of a program; without it the test is skipped, or fails in CI."""
     found = shutil.which(program, path=os.pathsep.join((os.environ.get("PATH", ""), *also_in)))
     if found:
         return found

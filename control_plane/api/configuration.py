@@ -10,7 +10,7 @@ from control_plane.api.context import PlaneDep, SessionDep
 from control_plane.api.operator import require_operator
 from control_plane.plane import Plane
 from control_plane.refusals import Unknown
-from control_plane.schema import DesiredState, Device
+from control_plane.schema.devices import DesiredState, Device
 
 router = APIRouter(tags=["configuration"], dependencies=[Depends(require_operator)])
 Text = Annotated[str, Field(max_length=80)]

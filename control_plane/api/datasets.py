@@ -9,7 +9,7 @@ from control_plane import datasets
 from control_plane.api.context import PlaneDep, SessionDep, read_body
 from control_plane.api.operator import require_operator
 from control_plane.events import record
-from control_plane.schema import DatasetPart
+from control_plane.schema.models import DatasetPart
 from skerry.errors import Rejected
 
 router = APIRouter(tags=["data"], dependencies=[Depends(require_operator)])

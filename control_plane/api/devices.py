@@ -7,12 +7,15 @@ from pydantic import BaseModel, ConfigDict
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from control_plane import enrolment, revocation
+from control_plane import component_changes, components, enrolment, publisher, revocation, samples
 from control_plane.api.context import Number, PlaneDep, SessionDep
 from control_plane.api.operator import require_operator
 from control_plane.api.rollouts import deployment_tree
 from control_plane.refusals import Unknown
-from control_plane.schema import Build, Deployment, Device, Gap, OutboxMark, Window
+from control_plane.schema.devices import Device
+from control_plane.schema.models import Build
+from control_plane.schema.releases import Deployment
+from control_plane.schema.telemetry import Gap, OutboxMark, Window
 
 router = APIRouter(tags=["devices"], dependencies=[Depends(require_operator)])
 RECENT_DEPLOYMENTS = 20
@@ -25,6 +28,13 @@ class OfflineBody(BaseModel):
     name: str
     profile: str
     group: str = "default"
+
+
+class ComponentBody(BaseModel):
+    """A model to run beside what a device runs."""
+
+    model_config = ConfigDict(extra="forbid")
+    model: str
 
 
 class DecommissionBody(BaseModel):
@@ -52,7 +62,23 @@ def get_device(name: str, session: SessionDep) -> dict[str, Any]:
     return {
         **_device_tree(device),
         "deployments": [deployment_tree(deployment) for deployment in session.scalars(deployments)],
+        "components": [components.tree(row) for row in components.of_device(session, name)],
     }
+
+
+@router.post("/v1/devices/{name}/components")
+def add_component(name: str, body: ComponentBody, plane: PlaneDep, session: SessionDep) -> dict[str, Any]:
+    """Let a device run a model beside what it runs; the model's next rollout brings it."""
+    return components.tree(component_changes.add(plane, session, name, body.model))
+
+
+@router.delete("/v1/devices/{name}/components/{component}")
+def remove_component(name: str, component: str, plane: PlaneDep) -> dict[str, str]:
+    """Take a model away that a device runs beside its own."""
+    with plane.sessions.begin() as session:
+        component_changes.remove(plane, session, name, component)
+    publisher.publish_assignment(plane, name)
+    return {"device": name, "component": component}
 
 
 @router.post("/v1/devices")
@@ -110,6 +136,7 @@ def get_outbox(session: SessionDep) -> list[dict[str, Any]]:
             select(Gap.device, Gap.epoch, func.sum(Gap.count)).group_by(Gap.device, Gap.epoch)
         )
     }
+    kept = samples.counts(session)
     marks = session.scalars(select(OutboxMark).order_by(OutboxMark.device, OutboxMark.first_seen))
     return [
         {
@@ -122,10 +149,31 @@ def get_outbox(session: SessionDep) -> list[dict[str, Any]]:
             "conflicts": mark.conflicts,
             "windows": windows.get((mark.device, mark.epoch), 0),
             "gaps": gaps.get((mark.device, mark.epoch), 0),
+            "samples": kept.get((mark.device, mark.epoch), (0, 0))[0],
+            "quarantined": kept.get((mark.device, mark.epoch), (0, 0))[1],
             "first_seen": mark.first_seen.isoformat(),
         }
         for mark in marks
     ]
+
+
+@router.get("/v1/devices/{name}/samples")
+def get_samples(
+    name: str,
+    plane: PlaneDep,
+    session: SessionDep,
+    model: Annotated[str, Query(max_length=63)] = "",
+    version: Number | None = None,
+    after: Annotated[int, Query(ge=-1, le=(1 << 63) - 1)] = -1,
+    limit: Annotated[int, Query(ge=1, le=samples.PAGE_ROWS)] = samples.PAGE_ROWS,
+) -> list[dict[str, Any]]:
+    """Return the stored samples of a device in the order of storing; `after` is the id of the last one seen."""
+    if session.get(Device, name) is None:
+        raise Unknown(f"device: expected one that is enrolled, got {name!r:.80}")
+    artifacts = _artifacts(session)
+    wanted = [manifest for manifest, (m, v) in artifacts.items() if m == (model or m) and version in (None, v)]
+    rows = samples.page(plane, session, name, manifests=wanted, after=after, limit=limit)
+    return [{**row, **_named(artifacts.get(row["manifest"]))} for row in rows]
 
 
 _SHOWN = (

@@ -10,7 +10,7 @@ from sqlalchemy import select
 from control_plane import fleet_drift
 from control_plane.api.context import PlaneDep, SessionDep
 from control_plane.api.operator import require_operator
-from control_plane.schema import Finding
+from control_plane.schema.telemetry import Finding
 
 router = APIRouter(tags=["drift"], dependencies=[Depends(require_operator)])
 

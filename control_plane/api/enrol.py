@@ -7,9 +7,9 @@ from pydantic import BaseModel, ConfigDict
 
 from control_plane import enrolment, groups, pending, revocation
 from control_plane.api.context import Operator, PlaneDep, SessionDep, read_body
-from control_plane.schema import DeviceGroup
+from control_plane.schema.devices import DeviceGroup
 from skerry.wire import codec
-from skerry.wire.messages import Enrolled, EnrolRequest, TicketRequest
+from skerry.wire.enrolment import Enrolled, EnrolRequest, TicketRequest
 
 router = APIRouter(tags=["enrolment"])
 Body = Annotated[bytes, Depends(read_body)]

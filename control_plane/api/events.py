@@ -12,7 +12,7 @@ from control_plane import events
 from control_plane.api.context import Number, PlaneDep, SessionDep
 from control_plane.api.operator import require_operator
 from control_plane.plane import Plane
-from control_plane.schema import Event
+from control_plane.schema.work import Event
 
 _EVENT_ID = re.compile(r"[0-9]{1,18}")
 router = APIRouter(tags=["events"], dependencies=[Depends(require_operator)])

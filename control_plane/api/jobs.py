@@ -8,7 +8,7 @@ from sqlalchemy import select
 from control_plane.api.context import Number, SessionDep
 from control_plane.api.operator import require_operator
 from control_plane.refusals import Unknown
-from control_plane.schema import Job
+from control_plane.schema.work import Job
 
 router = APIRouter(tags=["jobs"], dependencies=[Depends(require_operator)])
 

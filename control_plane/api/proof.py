@@ -18,7 +18,7 @@ from control_plane.api.context import PlaneDep, SessionDep, get_plane, read_body
 from control_plane.refusals import TooMany
 from skerry.errors import Rejected
 from skerry.wire import codec
-from skerry.wire.messages import Enrolled, Nonce, NonceRequest, RenewRequest, Token, TokenRequest
+from skerry.wire.enrolment import Enrolled, Nonce, NonceRequest, RenewRequest, Token, TokenRequest
 
 router = APIRouter(tags=["proof"])
 Body = Annotated[bytes, Depends(read_body)]

@@ -1,7 +1,7 @@
 """Endpoints of releases: stage, revoke, fetch what is to be signed, hand in signatures; and what publishing cost."""
 
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends
 from fastapi.responses import Response
@@ -9,11 +9,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from control_plane import bill, policies, provenance, publisher, releases
+from control_plane import bill, policies, provenance, publisher, releases, sample_policies
 from control_plane.api.context import Number, PlaneDep, SessionDep
 from control_plane.api.operator import require_operator
 from control_plane.plane import Plane
-from control_plane.schema import Build, Publication, Release
+from control_plane.schema.delivery import Publication
+from control_plane.schema.models import Build
+from control_plane.schema.releases import Release
+from skerry.errors import Rejected
+from skerry.wire.manifest import SamplePolicy
 
 router = APIRouter(tags=["releases"], dependencies=[Depends(require_operator)])
 
@@ -31,6 +35,15 @@ class Policy(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     policy: Literal["manual", "automatic"]
+
+
+class Samples(BaseModel):
+    """Which inputs of a model may leave the devices that run it; all of it left out stands for none."""
+
+    model_config = ConfigDict(extra="forbid")
+    rows_per_window: Number = 0
+    inputs: list[Annotated[str, Field(max_length=200)]] = Field(default=[], max_length=64)
+    max_bytes: Number = 0
 
 
 class OfflineSignature(BaseModel):
@@ -118,6 +131,22 @@ def set_policy(model: str, body: Policy, session: SessionDep) -> dict[str, Any]:
     return {"model": model, "policy": body.policy}
 
 
+@router.get("/v1/models/{model}/samples")
+def get_samples(model: str, session: SessionDep) -> dict[str, Any]:
+    """Return which inputs of a model its next release lets leave devices."""
+    return {"model": model, **asdict(sample_policies.policy(session, model))}
+
+
+@router.put("/v1/models/{model}/samples")
+def set_samples(model: str, body: Samples, session: SessionDep) -> dict[str, Any]:
+    """Set which inputs of a model may leave devices, from its next release on; the offline keys sign that."""
+    try:
+        wanted = SamplePolicy(body.rows_per_window, tuple(body.inputs), body.max_bytes)
+    except ValueError as error:
+        raise Rejected(f"samples of {model}: {error}") from error
+    return {"model": model, **asdict(sample_policies.set_policy(session, model, wanted))}
+
+
 @router.get("/v1/publications")
 def get_publications(session: SessionDep) -> list[dict[str, Any]]:
     """Return by release what was published to the broker: files, their bytes, and all bytes ever sent for them."""
@@ -153,6 +182,7 @@ def _release_tree(session: Session, release: Release) -> dict[str, Any]:
         "waits": releases.waits_as(session, release),
         "profiles": list(session.scalars(passed.order_by(Build.profile))),
         "choices": release.choices,
+        "samples": sample_policies.of_release(session, release),
         "signatures": signed,
         "threshold": threshold,
         "created_at": release.created_at.isoformat(),

@@ -13,7 +13,7 @@ from control_plane.api.context import Number, PlaneDep, SessionDep
 from control_plane.api.operator import require_operator
 from control_plane.refusals import Unknown
 from control_plane.rollout_planner import WaveRequest
-from control_plane.schema import Deployment, Release, Rollout, Wave
+from control_plane.schema.releases import Deployment, Release, Rollout, Wave
 
 router = APIRouter(tags=["rollouts"], dependencies=[Depends(require_operator)])
 
@@ -114,6 +114,7 @@ def deployment_tree(deployment: Deployment) -> dict[str, Any]:
         "ended_at": deployment.ended_at.isoformat() if deployment.ended_at else None,
         "committed_event_time": deployment.committed_event_time,
         "measures": deployment.measures,
+        "component": deployment.component,
         "evidence": _evidence(deployment),
     }
 

@@ -4,11 +4,12 @@ import argparse
 import time
 from typing import Any
 
+from control_plane.cli import requests, samples
 from control_plane.cli.session import Session, cell, read_pairs, table
 
 CONFIGURED = (
-    "rate_limit_bytes_s, quiet_hours (such as 22:00-06:00, UTC), metered (allow or pause), start_jitter_s; "
-    "KEY= takes it away"
+    "rate_limit_bytes_s, resume_bytes_s, quiet_hours (such as 22:00-06:00, UTC), metered (allow or pause), "
+    "start_jitter_s; KEY= takes it away"
 )
 
 
@@ -51,11 +52,25 @@ def add_verbs(nouns: Any) -> None:
     configure.add_argument("pairs", nargs="*", metavar="KEY=VALUE", help=CONFIGURED)
     configure.set_defaults(run=_configure)
 
+    component = verbs.add_parser("component", help="models that a device runs beside its own")
+    component_verbs = component.add_subparsers(dest="component_verb", required=True, metavar="VERB")
+    for name, run_component, what in (
+        ("add", _add_component, "let a device run a model beside what it runs"),
+        ("remove", _remove_component, "take a model away that was added"),
+    ):
+        each = component_verbs.add_parser(name, help=what)
+        each.add_argument("device")
+        each.add_argument("model")
+        each.set_defaults(run=run_component)
+
     verbs.add_parser("list", help="all devices").set_defaults(run=_list)
 
     show = verbs.add_parser("show", help="one device")
     show.add_argument("device")
     show.set_defaults(run=_show)
+
+    requests.add_verbs(verbs)
+    samples.add_device_verb(verbs)
 
     nouns.add_parser("drift", help="findings and current evidence").set_defaults(run=_drift)
     nouns.add_parser("outbox", help="what was merged, repeated and given up").set_defaults(run=_outbox)
@@ -115,6 +130,19 @@ def _decommission(options: argparse.Namespace, session: Session) -> None:
     session.show(answer, answer["done"])
 
 
+def _add_component(options: argparse.Namespace, session: Session) -> None:
+    with session.client() as client:
+        added = client.add_component(options.device, options.model)
+    text = f"{options.device} runs {options.model} beside its own; next: skerry rollout create {options.model}-VERSION"
+    session.show(added, text)
+
+
+def _remove_component(options: argparse.Namespace, session: Session) -> None:
+    with session.client() as client:
+        removed = client.remove_component(options.device, options.model)
+    session.show(removed, f"{options.device} runs {options.model} no more, as soon as it has heard of it")
+
+
 def _configure(options: argparse.Namespace, session: Session) -> None:
     pairs = read_pairs(options.pairs)
     with session.client() as client:
@@ -140,7 +168,12 @@ def _list(options: argparse.Namespace, session: Session) -> None:
 def _show(options: argparse.Namespace, session: Session) -> None:
     with session.client() as client:
         device = client.device(options.device)
-    flat = {**device.pop("reported"), **device}
+    beside = {
+        f"component {each['name']}": f"{each['reported'].get('release') or 'nothing'}, {each['reported'].get('state')}"
+        for each in device["components"]
+    }
+    shown = {key: value for key, value in {**device["reported"], **device, **beside}.items() if key != "components"}
+    flat = {key: value for key, value in shown.items() if key != "reported"}
     session.show(device, "\n".join(f"{key:20} {value}" for key, value in sorted(flat.items())))
 
 

@@ -6,6 +6,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from control_plane.cli import samples as sample_verbs
 from control_plane.cli.session import Session, read_bytes, read_text, say, table
 from converters.gate_report import sticky_line
 from skerry.errors import Rejected
@@ -51,6 +52,8 @@ def add_verbs(nouns: Any) -> None:
     policy.add_argument("model")
     policy.add_argument("policy", nargs="?", choices=("manual", "automatic"), help="leave it out to see it")
     policy.set_defaults(run=_policy)
+
+    sample_verbs.add_model_verb(verbs)
 
     check = verbs.add_parser("check", help="is this file a model that the profile's runtime loads?")
     check.add_argument("file", type=Path)

@@ -6,7 +6,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from control_plane.cli import broker, buffer, bundle, data, emulators, fleet, groups, keys, models, profiles, releases
+from control_plane.cli import (
+    agent,
+    broker,
+    buffer,
+    bundle,
+    data,
+    emulators,
+    fleet,
+    groups,
+    keys,
+    models,
+    profiles,
+    releases,
+)
 from control_plane.cli.session import Session
 from skerry import __version__
 from skerry.errors import Broken, Rejected, SkerryError, Unavailable
@@ -21,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--home", type=Path, help="home folder of a server on this machine (SKERRY_HOME)")
     top.add_argument("--json", action="store_true", help="print the API's answer as JSON")
     nouns = top.add_subparsers(dest="noun", required=True, metavar="NOUN")
-    for noun in (keys, data, profiles, emulators, models, releases, fleet, groups, broker, bundle, buffer):
+    for noun in (keys, data, profiles, emulators, models, releases, fleet, agent, groups, broker, bundle, buffer):
         noun.add_verbs(nouns)
     return top
 

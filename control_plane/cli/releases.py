@@ -8,6 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from control_plane.cli.samples import shown as samples_shown
 from control_plane.cli.session import Session, read_bytes, table
 from skerry.client import Client
 from skerry.errors import Rejected, Unavailable
@@ -201,7 +202,8 @@ def _show_release(options: argparse.Namespace, session: Session) -> None:
             session.show(document, json.dumps(document, indent=2, sort_keys=True))
             return
         release = client.release(options.release)
-    session.show(release, "\n".join([_standing(release), *_choices(release)]))
+    samples = [f"{profile}: may send {samples_shown(each)}" for profile, each in sorted(release["samples"].items())]
+    session.show(release, "\n".join([_standing(release), *samples, *_choices(release)]))
 
 
 def _shown(waiting: "Approval", shown: "Shown") -> str:

@@ -7,7 +7,8 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from control_plane.schema import Build, ModelVersion, Release
+from control_plane.schema.models import Build, ModelVersion
+from control_plane.schema.releases import Release
 from converters.gate_report import sticky_line
 
 RECENT_VERSIONS = 6

@@ -10,7 +10,8 @@ from sqlalchemy.orm import Session
 from control_plane.fleet_drift import DeviceDrift, FleetDrift, View
 from control_plane.pages.charts import ALARM_LOG10, WATCH_LOG10
 from control_plane.pages.views import ago
-from control_plane.schema import Device, Finding
+from control_plane.schema.devices import Device
+from control_plane.schema.telemetry import Finding
 
 RECENT_FINDINGS = 12
 

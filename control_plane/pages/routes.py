@@ -1,4 +1,4 @@
-"""The pages' routes: the overview, its live fragments and the static files, under a strict Content-Security-Policy.
+"""The pages' routes: the overview, devices, live fragments, static files; under a strict Content-Security-Policy.
 
 `/` is one whole page and works without a script. `static/live.js` follows the event stream and fetches
 `/fragments/NAME` again for each part that changed.
@@ -21,6 +21,7 @@ from control_plane.api.context import PlaneDep, SessionDep
 from control_plane.api.operator import require_operator
 from control_plane.pages import charts
 from control_plane.pages.build_matrix import build_matrix
+from control_plane.pages.device_views import device_page
 from control_plane.pages.drift_views import DriftView, drift
 from control_plane.pages.rocks import rock
 from control_plane.pages.views import RolloutView, fleet, rollouts, timeline
@@ -136,6 +137,28 @@ def fragment(name: str, request: Request, plane: PlaneDep, session: SessionDep) 
         raise HTTPException(404, f"fragment: expected one of {', '.join(_READERS)}, got {name!r}")
     now = plane.clock()
     return _page(f"_{name}.html", view=_READERS[name](plane, session, now), now=now)
+
+
+@router.get("/devices/{name}")
+def device(name: str, request: Request, plane: PlaneDep, session: SessionDep) -> HTMLResponse:
+    """Show one device: how it is, what is in its slots, what was asked of it."""
+    if not _is_operator(request):
+        return _page("unknown_visitor.html", status=401)
+    view = device_page(session, name, now=plane.clock())
+    if view is None:
+        raise HTTPException(404, f"device: expected one that is enrolled, got {name!r:.80}")
+    return _page("device.html", view=view, project=plane.settings.project)
+
+
+@router.get("/fragments/devices/{name}")
+def device_fragment(name: str, request: Request, plane: PlaneDep, session: SessionDep) -> HTMLResponse:
+    """Show the part of a device's page that the script swaps in."""
+    if not _is_operator(request):
+        return HTMLResponse("open the address that skerry-server run prints", status_code=401, headers=HEADERS)
+    view = device_page(session, name, now=plane.clock())
+    if view is None:
+        raise HTTPException(404, f"device: expected one that is enrolled, got {name!r:.80}")
+    return _page("_device.html", view=view)
 
 
 @router.get("/static/{name}")

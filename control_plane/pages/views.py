@@ -10,7 +10,10 @@ from datetime import datetime
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from control_plane.schema import Deployment, Device, Event, Finding, Rollout, Wave, Window
+from control_plane.schema.devices import Device
+from control_plane.schema.releases import Deployment, Rollout, Wave
+from control_plane.schema.telemetry import Finding, Window
+from control_plane.schema.work import Event
 
 RECENT_WINDOWS = 24
 WINDOWS_READ = 20_000
@@ -25,7 +28,8 @@ _SETTLED = ("idle", "committed", "")
 class DeviceView:
     """One row of the device table. `health` is one of good, moving, drifting, away, failed, revoked; `word` says why.
 
-    `note` is the last error that the device told of, which may be over.
+    `note` is the last error that the device told of, which may be over; `beside` are the releases that its further
+    components run.
 
     `accuracy` are shares of correct among labelled rows of the last windows, oldest first; empty without labels.
     """
@@ -44,6 +48,7 @@ class DeviceView:
     outbox_depth: int
     inferences: int
     accuracy: tuple[float, ...]
+    beside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +211,15 @@ def _device(device: Device, accuracy: tuple[float, ...], *, drifting: bool, now:
         outbox_depth=int(reported.get("outbox_depth", 0)),
         inferences=int(reported.get("inferences", 0)),
         accuracy=accuracy,
+        beside=_beside(reported),
     )
+
+
+def _beside(reported: Mapping[str, object]) -> tuple[str, ...]:
+    said = reported.get("components")
+    components = said.values() if isinstance(said, dict) else ()
+    releases = (_text(each, "release") for each in components if isinstance(each, dict))
+    return tuple(sorted(filter(None, releases)))
 
 
 def _health(device: Device, *, drifting: bool) -> tuple[str, str]:
@@ -218,6 +231,9 @@ def _health(device: Device, *, drifting: bool) -> tuple[str, str]:
         return "failed", "the last deployment failed" if state == "failed" else "rolling back"
     if not device.online:
         return "away", "out of reach; it goes on inferring" if _text(device.reported, "release") else "out of reach"
+    if _text(device.reported, "health") == "failing":
+        reasons = device.reported.get("reasons")
+        return "failed", str(reasons[0]) if isinstance(reasons, list) and reasons else "failing, by its own word"
     if state not in _SETTLED:
         return "moving", state.replace("_", " ")
     if drifting:

@@ -9,7 +9,7 @@ in ranges of the sealed file, in which the chunks follow one another (`spans`).
     window = next_window([Progress(model), Progress(golden)], published=names)     # up to 8 Wanted
     progress, outcome = accept(progress, number, arrival)                          # STORED, or why not
 
-This module does no IO; `partial` keeps the bytes and `agent.fetch` talks to the broker.
+This module does no IO; `partial` keeps the bytes and `agent.fetching.fetch` talks to the broker.
 """
 
 import hashlib

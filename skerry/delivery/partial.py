@@ -3,13 +3,15 @@
 The bytes are synced before the bitmap names them, so a power cut costs at most one window of chunks.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from skerry.delivery.checked import add_sum, check_sum
 from skerry.delivery.chunks import WINDOW, Arrival, Outcome, Progress, accept
-from skerry.delivery.durable import write_durably
+from skerry.delivery.durable import make_folder, sync_folder, write_durably
 from skerry.delivery.vault import Vault, check_kept, keep, read_kept, read_pieces, stride
 from skerry.errors import Broken, Rejected
 from skerry.wire.manifest import CHUNK_BYTES, FileEntry
@@ -25,11 +27,18 @@ class PartialFile:
         self._map = folder / f"{name}.map"
         self._vault = vault
         self.progress = Progress(entry)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         if self._map.exists() and self.path.exists():
             self.progress = _read_map(self._map, entry)
         if not self.path.exists():
-            self.path.touch()
+            self._begin()
+
+    def _begin(self) -> None:
+        """Make the empty file; a bitmap that outlived its bytes in a power cut goes first: it would vouch for these."""
+        if self._map.exists():
+            self._map.unlink()
+            sync_folder(self._map.parent)
+        self.path.touch()
 
     def add(self, chunks: Mapping[int, Arrival]) -> dict[int, Outcome]:
         """Judge and keep the chunks of one window; what is kept is durable when this returns.
@@ -80,11 +89,25 @@ class PartialFile:
         """Return where the whole file is kept once its own digest holds; raises as `finish` does."""
         entry = self.progress.entry
         length = self.path.stat().st_size - len(entry.chunks) * (stride(self._vault) - CHUNK_BYTES)
-        if length != entry.length or not check_kept(self._vault, self.path, sha256=entry.sha256):
-            # every chunk was checked when it came: this is the disk, or chunk hashes that do not make the file
-            self._save(Progress(entry, received=self.progress.received))
-            raise Rejected(f"{entry.name}: expected SHA-256 {entry.sha256[:16]} over the whole file, got another")
-        return self.path
+        if length == entry.length and check_kept(self._vault, self.path, sha256=entry.sha256):
+            return self.path
+        # every chunk was checked when it came: this is the disk, or chunk hashes that do not make the file
+        have = self._still_there()
+        spoilt = len(entry.chunks) - have.bit_count()
+        self._save(Progress(entry, have=have if spoilt else 0, received=self.progress.received))
+        if spoilt:
+            raise Broken(f"{entry.name}: expected the chunks that were kept, got {spoilt} other ones from the disk")
+        raise Rejected(f"{entry.name}: expected SHA-256 {entry.sha256[:16]} over the whole file, got another")
+
+    def _still_there(self) -> int:
+        """Return the bitmap of the chunks that have their hash on the disk."""
+        have = 0
+        expected = self.progress.entry.chunks
+        pieces = read_pieces(self._vault, self.path, sha256=self.progress.entry.sha256)
+        for number, (piece, sha256) in enumerate(zip(pieces, expected, strict=False)):
+            if piece is not None and hashlib.sha256(piece).hexdigest() == sha256:
+                have |= 1 << number
+        return have
 
     def pieces(self) -> Iterator[bytes]:
         """Yield the whole file chunk by chunk; raises `Rejected` where one is no longer what was kept."""
@@ -95,7 +118,12 @@ class PartialFile:
             yield piece
 
     def finish(self) -> bytes:
-        """Return the whole file once its own digest holds; raises `Rejected`, and starts anew, when it does not."""
+        """Return the whole file once its own digest holds.
+
+        Raises:
+            Broken: the disk has spoilt chunks; those are missing again.
+            Rejected: every chunk has its hash, and together they are another file: it never was one.
+        """
         return read_kept(self._vault, self.check(), sha256=self.progress.entry.sha256) or b""
 
     def drop(self) -> None:
@@ -105,7 +133,7 @@ class PartialFile:
 
     def _save(self, progress: Progress) -> None:
         note = {"have": f"{progress.have:x}", "received": progress.received, "corrupt": progress.corrupt}
-        write_durably(self._map, json.dumps(note).encode())
+        write_durably(self._map, add_sum(json.dumps(note).encode()))
         self.progress = progress
 
 
@@ -127,9 +155,9 @@ def _regular(pieces: Iterable[bytes], *, limit: int) -> Iterable[bytes]:
 
 def _read_map(path: Path, entry: FileEntry) -> Progress:
     try:
-        note = json.loads(path.read_bytes())
+        note = json.loads(check_sum(path.read_bytes()))
         have = int(note["have"], 16) & (1 << len(entry.chunks)) - 1
         return Progress(entry, have=have, received=int(note["received"]), corrupt=int(note["corrupt"]))
-    except (ValueError, KeyError, TypeError):
-        # a bitmap that cannot be read proves nothing: fetch again
+    except (Rejected, ValueError, KeyError, TypeError, OverflowError):
+        # a bitmap that cannot be read proves nothing: fetch again; one that is wrong would make a good file a bad one
         return Progress(entry)

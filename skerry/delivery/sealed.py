@@ -9,7 +9,7 @@ of one project (HPKE's info), so nothing that is swapped, moved or cut opens. TU
 secrets and proves nothing about who sealed, so what was opened is still checked against the signed digests.
 
 Every primitive is `cryptography`'s. That costs megabytes, so the resident agent never imports this module: it asks
-`agent.unseal_child`. No IO here.
+`agent.fetching.unseal_child`. No IO here.
 """
 
 import base64

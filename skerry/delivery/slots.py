@@ -7,7 +7,7 @@
     roll back the active slot is bad, the pointer names the other one if that is good and not revoked, or nothing
 
 Every verb may be repeated after a power cut and ends in the same place. A slot is read only after its digests held.
-This module does not know where the files came from, nor when to do what (`agent.lifecycle`).
+This module does not know where the files came from, nor when to do what (`agent.deployment.lifecycle`).
 """
 
 import hashlib
@@ -17,11 +17,12 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 
-from skerry.delivery.durable import copy_durably, sync_folder, write_durably
+from skerry.delivery.checked import add_sum, check_sum
+from skerry.delivery.durable import copy_durably, make_folder, sync_folder, write_durably
 from skerry.delivery.vault import Vault, check_kept, keep_file, read_kept, read_pieces
 from skerry.errors import Broken, Rejected
 from skerry.wire import codec
-from skerry.wire.manifest import Manifest
+from skerry.wire.manifest import NO_SAMPLES, Manifest, SamplePolicy
 
 MANIFEST = "manifest.json"
 NAMES = ("a", "b")
@@ -41,7 +42,8 @@ class Slot:
     """One slot: its mark, the SHA-256 of the manifest in it, and which release and deployment brought it.
 
     `revoked` says that the image repository no longer lists the manifest: it is never rolled back to. `rest_key` is the
-    id of the key that its files are sealed with; empty where they are kept as they are.
+    id of the key that its files are sealed with; empty where they are kept as they are. `samples` is what the offline
+    keys let leave the device of its inputs; the manifest may narrow it.
     """
 
     mark: str = Mark.EMPTY.value
@@ -50,6 +52,7 @@ class Slot:
     deployment: str = ""
     revoked: bool = False
     rest_key: str = ""
+    samples: SamplePolicy = NO_SAMPLES
 
     @property
     def fit(self) -> bool:
@@ -84,12 +87,12 @@ class Slots:
         self._file = folder / "pointer.json"
         self.pointer = Pointer()
         for name in NAMES:
-            (folder / name).mkdir(parents=True, exist_ok=True)
+            make_folder(folder / name)
         if self._file.exists():
             try:
-                self.pointer = codec.decode(Pointer, self._file.read_bytes())
+                self.pointer = decode_pointer(self._file.read_bytes())
             except Rejected as error:
-                raise Broken(f"{self._file}: {error}; remove the state folder and enrol again") from error
+                raise Broken(f"{self._file}: {error}; start the agent: it makes the pointer anew") from error
 
     @property
     def active(self) -> str:
@@ -101,7 +104,13 @@ class Slots:
         return self._folder / name
 
     def stage(
-        self, files: Mapping[str, bytes], *, release: str, deployment: str, kept: Mapping[str, Path] | None = None
+        self,
+        files: Mapping[str, bytes],
+        *,
+        release: str,
+        deployment: str,
+        kept: Mapping[str, Path] | None = None,
+        samples: SamplePolicy = NO_SAMPLES,
     ) -> str:
         """Write an artifact (its files by name, `manifest.json` among them) into the inactive slot and seal it.
 
@@ -114,7 +123,14 @@ class Slots:
         if self.pointer.slot(name).mark == Mark.PENDING.value and self.pointer.slot(name).manifest == digest:
             return name
         rest_key = self.vault.key_id if self.vault else ""
-        bad = Slot(mark=Mark.BAD.value, manifest=digest, release=release, deployment=deployment, rest_key=rest_key)
+        bad = Slot(
+            mark=Mark.BAD.value,
+            manifest=digest,
+            release=release,
+            deployment=deployment,
+            rest_key=rest_key,
+            samples=samples,
+        )
         self._save(self.pointer.with_slot(name, bad))
 
         folder = self.folder(name)
@@ -216,13 +232,20 @@ class Slots:
             self._save(pointer)
         return pointer.slot(good) if good else Slot()
 
-    def note_standing(self, *, revoked: Collection[str], listed: Collection[str]) -> None:
-        """Keep which manifests were revoked, durably; one in neither keeps the standing that it had."""
+    def note_standing(
+        self, *, revoked: Collection[str], listed: Collection[str], samples: Mapping[str, SamplePolicy] | None = None
+    ) -> None:
+        """Keep which manifests were revoked, durably; one in neither keeps the standing that it had.
+
+        `samples` is what may leave the device of what is listed, by digest: nothing where it is not named.
+        """
+        allowed = samples or {}
         pointer = self.pointer
         for name in NAMES:
             slot = pointer.slot(name)
             if slot.manifest in revoked or slot.manifest in listed:
-                pointer = pointer.with_slot(name, replace(slot, revoked=slot.manifest in revoked))
+                may = allowed.get(slot.manifest, NO_SAMPLES)
+                pointer = pointer.with_slot(name, replace(slot, revoked=slot.manifest in revoked, samples=may))
         if pointer != self.pointer:
             self._save(pointer)
 
@@ -243,5 +266,19 @@ class Slots:
         return next(name for name in NAMES if not self.pointer.slot(name).fit)
 
     def _save(self, pointer: Pointer) -> None:
-        write_durably(self._file, codec.encode(pointer))
+        write_durably(self._file, encode_pointer(pointer))
         self.pointer = pointer
+
+
+def encode_pointer(pointer: Pointer) -> bytes:
+    """Return what `pointer.json` holds, with its checksum."""
+    return add_sum(codec.encode(pointer))
+
+
+def decode_pointer(data: bytes) -> Pointer:
+    """Return the pointer in `pointer.json`; raises `Rejected` when the disk has spoilt it."""
+    pointer = codec.decode(Pointer, check_sum(data))
+    marks = {mark.value for mark in Mark}
+    if pointer.active not in ("", *NAMES) or not {pointer.a.mark, pointer.b.mark} <= marks:
+        raise Rejected(f"expected a slot and marks, got {pointer.active!r:.40}, {pointer.a.mark!r:.40}")
+    return pointer

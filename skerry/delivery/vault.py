@@ -12,7 +12,7 @@ from skerry.wire.manifest import CHUNK_BYTES, SEALED_CHUNK_BYTES
 
 
 class Vault(Protocol):
-    """Whoever seals what is kept; `agent.rest` does."""
+    """Whoever seals what is kept; `agent.fetching.rest` does."""
 
     @property
     def key_id(self) -> str:

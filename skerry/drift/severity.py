@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from statistics import NormalDist
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +36,9 @@ def severity(
     is normal, with the delta method's variance plus that of PSI around no change, 2 (K-1) (1/n + 1/m)^2, where the
     delta method's vanishes (Yurdakul & Naranjo 2020, "Statistical properties of the population stability index").
     """
+    # here: a device imports this module with its package and judges nothing
+    from statistics import NormalDist
+
     if not any(counts) or not any(reference):
         return Severity(psi=0.0, psi_adj=0.0, lower=-math.inf, wasserstein=0.0, jensen_shannon=0.0)
     occupied = [index for index in range(len(counts)) if counts[index] or reference[index]]

@@ -10,10 +10,8 @@ package and nothing else of our environment.
 """
 
 import contextlib
-import importlib
 import json
 import os
-import resource
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +24,7 @@ from skerry.errors import Rejected, SkerryError
 from skerry.runtimes.arrays import pack, unpack
 from skerry.runtimes.confined import Limits, confine, run_confined
 from skerry.runtimes.environments import Found, find_runtime
+from skerry.runtimes.resident import bare_rss_bytes, import_runtime, peak_rss_bytes
 from skerry.runtimes.rows import run_in_turn, run_rows, timed
 from skerry.runtimes.session import Described, Refused, Signature, open_session, read_model
 from skerry.wire import codec
@@ -37,13 +36,6 @@ if TYPE_CHECKING:
 
 NO_SIGNATURE = Signature(inputs=(), outputs=())
 MAX_RESULT_BYTES = 64 * 1024
-_MODULES = {
-    "onnxruntime": "skerry.runtimes.onnx",
-    "litert": "skerry.runtimes.litert",
-    "tflite-micro": "skerry.runtimes.micro",
-    "tflite-runtime": "tflite_runtime.interpreter",
-}
-"""What to import for a runtime to be in memory."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -245,14 +237,14 @@ def main() -> None:
 def _serve(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
     runtime, model = request["runtime"], Path(request["model"])
     inputs = _inputs(folder)
-    _import(runtime)
-    bare = _bare_rss_bytes()
+    import_runtime(runtime)
+    bare = bare_rss_bytes()
     session = _open(runtime, model)
     signature = session.signature()
     outputs, latencies = run_rows(
         session, inputs, starts=request.get("starts", [0]), fresh=lambda: _open(runtime, model)
     )
-    peak = _peak_rss_bytes()
+    peak = peak_rss_bytes()
     (folder / "outputs.npz").write_bytes(pack(outputs))
     arena = None
     if runtime == "tflite-micro" and inputs:
@@ -297,30 +289,6 @@ def _open(runtime: str, model: Path) -> Described:
 
         return MicroSession(read_model(model))
     return open_session(runtime, model)
-
-
-def _import(runtime: str) -> None:
-    """Import a runtime, so that its memory is there before the model's; whether it is there is for `_open` to say."""
-    with contextlib.suppress(ImportError):
-        importlib.import_module(_MODULES[runtime])
-
-
-def _bare_rss_bytes() -> int:
-    """Set the peak of this process back to what it holds now, and return that."""
-    with contextlib.suppress(OSError):  # no /proc on this system, or a kernel without it
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    return _peak_rss_bytes()
-
-
-def _peak_rss_bytes() -> int:
-    # not ru_maxrss: Linux carries the parent's peak over fork and exec into it
-    try:
-        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass  # no /proc on this system
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ The two halves share a folder: what is asked lies there, and what comes of it. O
 import os
 import resource
 import signal
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -52,6 +51,8 @@ def run_confined(
 
     `descriptors` stay open in the child.
     """
+    import subprocess  # here: the child needs none of it
+
     # -P: the working folder is not searched for modules; one thread: a measurement is of one core
     command = [python, "-P", "-m", module, str(folder)]
     passed = {name: os.environ[name] for name in PASSED_ON if name in os.environ}

@@ -27,7 +27,9 @@ class OnnxSession:
             self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the binding's exceptions share no other root
             raise Rejected(f"expected an ONNX model, got a file that ONNX Runtime refuses: {_line(error)}") from error
-        self._outputs = [output.name for output in self._session.get_outputs()]
+        outputs = self._session.get_outputs()
+        self._outputs = [output.name for output in outputs]
+        self._open = any(not isinstance(size, int) for output in outputs for size in output.shape)
 
     def signature(self) -> Signature:
         """Return the model's inputs and outputs."""
@@ -41,11 +43,63 @@ class OnnxSession:
         try:
             return dict(zip(self._outputs, self._session.run(self._outputs, inputs), strict=True))
         except Exception as error:  # as above
-            raise Rejected(f"expected inputs that the model takes, got a refusal: {_line(error)}") from error
+            raise _refused(error) from error
+
+    def bind(self, inputs: Arrays) -> "OnnxBound":
+        """Join arrays to the session by I/O binding: neither an input nor an output is copied.
+
+        A model whose outputs have an open dimension is run once, to see how long they are.
+        """
+        for name, array in inputs.items():
+            if not array.flags.c_contiguous:
+                raise Rejected(f"input {name}: expected a C-contiguous array, got a strided one; copy it first")
+        outputs = self._run_once(inputs) if self._open else self._empty()
+        try:
+            return OnnxBound(self._session, inputs, outputs)
+        except Exception as error:  # as above
+            raise _refused(error) from error
+
+    def _empty(self) -> Arrays:
+        import numpy as np
+
+        return {tensor.name: np.zeros(tensor.shape, tensor.dtype) for tensor in self.signature().outputs}
+
+    def _run_once(self, inputs: Arrays) -> Arrays:
+        import numpy as np
+
+        # the binding's own arrays may belong to the runtime
+        return {name: np.array(array, order="C") for name, array in self.run(inputs).items()}
 
     def close(self) -> None:
         """Let go of the session."""
         del self._session
+
+
+class OnnxBound:
+    """A session whose inputs and outputs are bound to the memory of arrays; for one thread at a time."""
+
+    def __init__(self, session: onnxruntime.InferenceSession, inputs: Arrays, outputs: Arrays) -> None:
+        self.outputs = outputs
+        self._session = session
+        self._binding = session.io_binding()
+        # an OrtValue lends the array's memory and keeps the array alive, and is kept alive here
+        self._inputs = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in inputs.items()}
+        self._values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in outputs.items()}
+        for name, value in self._inputs.items():
+            self._binding.bind_ortvalue_input(name, value)
+        for name, value in self._values.items():
+            self._binding.bind_ortvalue_output(name, value)
+
+    def run(self) -> None:
+        """Run one inference on what the inputs hold now."""
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:  # as above
+            raise _refused(error) from error
+
+
+def _refused(error: Exception) -> Rejected:
+    return Rejected(f"expected inputs that the model takes, got a refusal: {_line(error)}")
 
 
 def _tensor(node: Any) -> Tensor:

@@ -9,10 +9,8 @@ outputs for equal rows in equal order from a fresh session, which is what replay
 determinism rely on; whoever needs a fresh state opens a fresh session.
 """
 
-import importlib.metadata
 import importlib.util
 import os
-import subprocess
 import sys
 from dataclasses import dataclass
 from functools import cache
@@ -62,11 +60,31 @@ class Signature:
     outputs: tuple[Tensor, ...]
 
 
+class Bound(Protocol):
+    """A session joined to arrays: `run` reads its inputs where they stand and writes `outputs` in place."""
+
+    outputs: "Arrays"
+
+    def run(self) -> None:
+        """Run one inference on what the inputs hold now."""
+
+
 class Described(Session, Protocol):
     """A session that also says what its model takes and gives; every adapter here is one."""
 
     def signature(self) -> Signature:
         """Return the model's inputs and outputs."""
+
+
+class Bindable(Described, Protocol):
+    """A session that can be joined to arrays; those that run in this process are."""
+
+    def bind(self, inputs: "Arrays") -> Bound:
+        """Join these arrays to the session, for inferences that allocate nothing.
+
+        Raises:
+            Rejected: they are not all the inputs, or one is not as the model takes it, or not C-contiguous.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,23 +124,49 @@ def probe(runtime: str) -> RuntimeInfo | Refused:
 
     The legacy `tflite-runtime` imports beside NumPy 2 and fails at the first interpreter, so it is asked for one.
     """
+    refused = _missing(runtime)
+    if refused is not None:
+        return refused
+    adapter = _ADAPTERS[runtime]
+    if runtime == "tflite-runtime":
+        return probe_elsewhere(sys.executable)
+    return RuntimeInfo(runtime=runtime, version=_version(adapter))
+
+
+def _version(adapter: _Adapter) -> str:
+    """Return the version of what is installed, "unknown" for one that came under another distribution's name.
+
+    It is part of a folder's name (PEP 427), beside the module; `importlib.metadata` costs a device a megabyte for that.
+    """
+    spec = importlib.util.find_spec(adapter.module)
+    beside = Path(spec.origin).parent.parent if spec is not None and spec.origin else Path()
+    start = f"{adapter.distribution.replace('-', '_')}-"
+    found = sorted(path.name for path in beside.glob(f"{start}*.dist-info"))
+    if found:
+        return found[-1].removeprefix(start).removesuffix(".dist-info")
+    from importlib import metadata
+
+    try:
+        return metadata.version(adapter.distribution)
+    except metadata.PackageNotFoundError:
+        return "unknown"  # such as onnxruntime-gpu
+
+
+def _missing(runtime: str) -> Refused | None:
+    """Say why a runtime cannot be imported here; None when it can."""
     adapter = _ADAPTERS.get(runtime)
     if adapter is None:
         return Refused(f"runtime: expected one of {', '.join(_ADAPTERS)}, got {runtime!r}")
     if importlib.util.find_spec(adapter.module) is None:
         return Refused(f"expected the runtime {runtime}, got none: {adapter.remedy}")
-    if runtime == "tflite-runtime":
-        return probe_elsewhere(sys.executable)
-    try:
-        version = importlib.metadata.version(adapter.distribution)
-    except importlib.metadata.PackageNotFoundError:
-        version = "unknown"  # installed under another distribution's name, such as onnxruntime-gpu
-    return RuntimeInfo(runtime=runtime, version=version)
+    return None
 
 
 @cache
 def probe_elsewhere(python: str) -> RuntimeInfo | Refused:
     """Build an interpreter of `tflite-runtime` in another process of a Python, and return its version."""
+    import subprocess
+
     program = Path(__file__).with_name("tflite_runtime.py")
     # -I: our PYTHONPATH must not lend another Python our NumPy; -P: this file's folder is not searched for modules
     command = [python, "-P" if python == sys.executable else "-I", str(program)]
@@ -137,7 +181,7 @@ def probe_elsewhere(python: str) -> RuntimeInfo | Refused:
     return RuntimeInfo(runtime="tflite-runtime", version=done.stdout.strip()[:40])
 
 
-def open_session(runtime: str, model: Path | bytes, *, threads: int = 1) -> Described:
+def open_session(runtime: str, model: Path | bytes, *, threads: int = 1) -> Bindable:
     """Load a model, a file or its bytes, into this process.
 
     Raises:
@@ -145,7 +189,8 @@ def open_session(runtime: str, model: Path | bytes, *, threads: int = 1) -> Desc
             interpreter may crash and therefore runs in a child alone (`run_in_child`).
         Broken: the runtime is not installed; the message names the extra.
     """
-    found = probe(runtime)
+    # NumPy 2 and a legacy runtime that is there all the same do not go together: that one is tried
+    found = probe(runtime) if runtime == "tflite-runtime" else _missing(runtime)
     if isinstance(found, Refused):
         raise Broken(found.reason)
     data = model if isinstance(model, bytes) else read_model(model)

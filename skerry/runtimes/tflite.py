@@ -1,5 +1,6 @@
 """A TFLite interpreter behind the session port: LiteRT and the legacy runtime have the same face."""
 
+from collections.abc import Callable
 from typing import Any
 
 from skerry.errors import Rejected
@@ -44,9 +45,51 @@ class TfliteSession:
             raise Rejected(f"expected inputs that the model takes, got a refusal: {_line(error)}") from error
         return {name: self._interpreter.get_tensor(index) for name, index in self._outputs.items()}
 
+    def bind(self, inputs: Arrays) -> "TfliteBound":
+        """Join arrays to the interpreter: its outputs are read through views of its memory, and copied once."""
+        import numpy as np
+
+        if inputs.keys() != self._inputs.keys():
+            raise Rejected(f"inputs: expected {sorted(self._inputs)}, got {sorted(inputs)}")
+        outputs = {tensor.name: np.zeros(tensor.shape, tensor.dtype) for tensor in self._signature.outputs}
+        joined = [(self._inputs[name], array) for name, array in inputs.items()]
+        views = [(self._interpreter.tensor(self._outputs[name]), array) for name, array in outputs.items()]
+        return TfliteBound(self._interpreter, joined, views, outputs)
+
     def close(self) -> None:
         """Let go of the interpreter."""
         del self._interpreter
+
+
+class TfliteBound:
+    """An interpreter joined to arrays.
+
+    Its memory cannot be an array of the caller's: an interpreter refuses to run while anyone holds a view of it. So an
+    input is written once, and an output copied once, out of a view that lives no longer than that.
+    """
+
+    def __init__(
+        self,
+        interpreter: Any,
+        inputs: list[tuple[int, Any]],
+        views: list[tuple[Callable[[], Any], Any]],
+        outputs: Arrays,
+    ) -> None:
+        self.outputs = outputs
+        self._interpreter = interpreter
+        self._inputs = inputs
+        self._views = views
+
+    def run(self) -> None:
+        """Run one inference on what the inputs hold now."""
+        try:
+            for index, array in self._inputs:
+                self._interpreter.set_tensor(index, array)
+            self._interpreter.invoke()
+        except (ValueError, RuntimeError) as error:
+            raise Rejected(f"expected inputs that the model takes, got a refusal: {_line(error)}") from error
+        for view, array in self._views:
+            array[...] = view()
 
 
 def _tensors(details: list[dict[str, Any]]) -> tuple[Tensor, ...]:

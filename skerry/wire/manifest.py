@@ -12,7 +12,12 @@ CHUNK_BYTES = 64 * 1024
 SEALING_BYTES = 28
 SEALED_CHUNK_BYTES = CHUNK_BYTES + SEALING_BYTES
 MAX_FILES = 16
+PYTHON = "python"
+"""The runtime of the agent's own artifacts: their files are wheels, and there is nothing to infer."""
 MAX_FILE_BYTES = 1 << 30
+# a sample is one entry of the outbox, and a batch of those has 48 KiB
+MAX_SAMPLE_ROWS = 1000
+MAX_SAMPLE_BYTES = 32 * 1024
 _SECOND = ".second"
 _FILE_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 
@@ -53,11 +58,46 @@ class Tolerance:
 
 
 @dataclass(frozen=True, slots=True)
+class SamplePolicy:
+    """What of its inputs a device may keep and send: nothing, unless said otherwise.
+
+    `rows_per_window` rows of each window at most, of each the tensors named in `inputs`, together no more than
+    `max_bytes`. It stands in the manifest and, for whoever signs to see, beside the manifest in the targets that the
+    offline keys sign (`SAMPLES`): a device keeps to the narrower of both. Its owner may allow less, never more.
+    """
+
+    rows_per_window: int = 0
+    inputs: tuple[str, ...] = ()
+    max_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rows_per_window <= MAX_SAMPLE_ROWS or not 0 <= self.max_bytes <= MAX_SAMPLE_BYTES:
+            raise ValueError(
+                f"expected at most {MAX_SAMPLE_ROWS} rows of a window and {MAX_SAMPLE_BYTES} bytes of each, "
+                f"got {self.rows_per_window} and {self.max_bytes}"
+            )
+
+    def narrowed(self, other: "SamplePolicy") -> "SamplePolicy":
+        """Return what both allow."""
+        return SamplePolicy(
+            rows_per_window=min(self.rows_per_window, other.rows_per_window),
+            inputs=tuple(name for name in self.inputs if name in other.inputs),
+            max_bytes=min(self.max_bytes, other.max_bytes),
+        )
+
+
+NO_SAMPLES = SamplePolicy()
+"""Nothing leaves."""
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """What an artifact is, for which profile, how to run it, how to check it, and what to watch.
 
     `monitor` is the JSON of `skerry.drift.Monitor`; `observe` says which output feeds it: `features` (its elements
     are the first scalars, in order) and `probabilities` (whose argmax and maximum are prediction and confidence).
+    `samples` says which inputs may leave the device. `memory_budget_bytes` is how much a process that runs it may grow
+    by over the bare runtime; 0 where nothing is said.
     """
 
     model: str
@@ -77,7 +117,9 @@ class Manifest:
     latency_budget_ms: float
     created: str
     lineage: dict[str, str] = field(default_factory=dict)
+    samples: SamplePolicy = NO_SAMPLES
     v: int = 1
+    memory_budget_bytes: int = 0
 
     def file(self, name: str) -> FileEntry:
         """Return the entry of the file `name`; raises `Rejected` when the manifest has none."""
@@ -104,6 +146,9 @@ def describe_file(name: str, data: bytes) -> FileEntry:
     )
     return FileEntry(name=name, length=len(data), sha256=hashlib.sha256(data).hexdigest(), chunks=chunks)
 
+
+# a field of a manifest's entry in the targets: its sample policy, for people to see and for the device to hold it to
+SAMPLES = "samples"
 
 # a field of the delegation to `automatic-MODEL`, under the offline signatures: the moment when that grant ends, such as
 # 2026-01-31T12:00:00Z. TUF itself knows no end of a delegation, and ignores fields that it does not know.

@@ -13,6 +13,9 @@ from skerry.wire.manifest import CHUNK_BYTES, chunk_count
 VERSION = 1
 # the last `Reported.state` of a device that was told to wipe itself
 DECOMMISSIONED = "decommissioned"
+# the component that is the agent itself; every other is named like its model, and one has no name
+AGENT = "agent"
+MAX_COMPONENTS = 8
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -96,6 +99,7 @@ class Terms:
     `enrolled` is empty but in an offline bundle that brings a device its certificate: then it is the SHA-256 of what
     the bundle says of itself and of that answer, so that both are signed. `key_sha256` is in an order to wipe: the
     SHA-256 of the public key (PEM) of the device that is meant, which another of the same name does not have.
+    `component` is what of the device it is for: empty for its one model, else a further model's name, or `agent`.
     """
 
     device: str
@@ -112,6 +116,7 @@ class Terms:
     measure_content: Content | None = None
     enrolled: str = ""
     key_sha256: str = ""
+    component: str = ""
     v: int = VERSION
 
 
@@ -119,33 +124,106 @@ class Terms:
 class Ack:
     """`down/ack`: all sequence numbers of `epoch` up to and including `up_to` are committed on the server.
 
-    `new_epoch` asks the device to start a new epoch: the same number came with another body.
+    `ranges` are pairs of a first and a last number beyond it, committed too, as far as they were in the batch that is
+    answered. `new_epoch` asks the device to start a new epoch: the same number came with another body; `conflicts` are
+    those numbers in that batch. `window` is how many batches may be on their way at once, in any order and packed
+    (`skerry.wire.batch`); 0 is an older control plane, to which one is said at a time, the oldest, in plain JSON.
+    `at` is the control plane's clock, in seconds since 1970, by which a device finds its own ahead or behind.
     """
 
     epoch: str
     up_to: int
     new_epoch: bool = False
+    ranges: tuple[tuple[int, ...], ...] = ()
+    conflicts: tuple[int, ...] = ()
+    window: int = 0
+    at: float = 0.0
     v: int = VERSION
+
+    def __post_init__(self) -> None:
+        for each in self.ranges:
+            if len(each) != 2 or not 1 <= each[0] <= each[1]:
+                raise ValueError(f"expected pairs of a first and a last number, got {each!r:.60}")
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """`down/request`: one remote request of an allow-list, answered on `up/answer` with the same id."""
+    """`down/request`: one remote request of an allow-list (`skerry.wire.requests`), answered on `up/answer` by its id.
+
+    After `expires` (seconds since 1970; 0: never) a device no longer acts on it. `asked_by` is for the device's log.
+    `only_repeat` asks for the answer that was given, and for nothing to be done.
+    """
 
     id: str
     verb: str
     args: dict[str, Any] = field(default_factory=dict)
+    expires: float = 0.0
+    asked_by: str = ""
+    only_repeat: bool = False
     v: int = VERSION
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """`up/answer`: the result of a request."""
+    """`up/answer`: the result of a request; one that was refused has its `reason`.
+
+    The same request, should it come again, has the same answer, and nothing is done twice.
+    """
 
     id: str
     ok: bool
     result: dict[str, Any] = field(default_factory=dict)
     v: int = VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """What a device says of one of its named components; the fields mean what those of `Reported` do."""
+
+    state: str
+    release: str = ""
+    manifest: str = ""
+    deployment: str = ""
+    inferences: int = 0
+    last_error: str = ""
+    progress: float = 0.0
+    received: int = 0
+    stalled: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SlotReport:
+    """What a device says of one slot: its mark (empty, bad, pending, good), and which release is in it.
+
+    `manifest` is the first 16 hex digits of the manifest's SHA-256.
+    """
+
+    mark: str
+    release: str = ""
+    manifest: str = ""
+    revoked: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RunsReport:
+    """What a device says of what runs its model: `word` is up, restarting, none, or down (none although it should).
+
+    `since_s` is how many seconds ago that began, and `crashes` how often it ended by itself since the agent started.
+    """
+
+    word: str = ""
+    since_s: int = 0
+    crashes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Vitals:
+    """What the system tells of itself; None where it does not, or nobody could measure it."""
+
+    temperature_c: float | None = None
+    memory_available_bytes: int | None = None
+    memory_total_bytes: int | None = None
+    disk_free_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +234,14 @@ class Reported:
     `event_time` the device's event clock in seconds since 1970, `outbox_depth` the entries not yet acknowledged.
     `progress` is the fraction of the bytes of the artifact under way that is here, `received` the bytes that came for
     it, `waiting` what its fetch waits for by the owner's limits, and `stalled` the SHA-256 of a sealed file that was
-    asked for in vain. `desired_version` is the desired configuration that is obeyed.
+    asked for in vain. `desired_version` is the desired configuration that is obeyed, and `desired_refused` what of the
+    newest one is not, and why. `components` are those beside the unnamed one, by name; an agent that knows of none
+    leaves it out.
+
+    `slots` are those of the unnamed component, `active` which of them runs. `clock_ahead_s` is by how much the device's
+    clock was found ahead (below 0: behind), None when nothing told. `health` is ok, degraded or failing (empty: an
+    agent that does not judge), with the `reasons`. `vitals`, `uptime_s` and the like are as of this message: they
+    change all the time and are not news by themselves.
     """
 
     version: int
@@ -179,6 +264,19 @@ class Reported:
     received: int = 0
     waiting: str = ""
     stalled: str = ""
+    components: dict[str, Component] | None = None
+    active: str = ""
+    slots: dict[str, SlotReport] = field(default_factory=dict)
+    runs: RunsReport = RunsReport()
+    vitals: Vitals = Vitals()
+    certificate_expires: str = ""
+    clock_ahead_s: float | None = None
+    outbox_bytes: int = 0
+    uptime_s: int = 0
+    restarts: int = 0
+    desired_refused: str = ""
+    health: str = ""
+    reasons: tuple[str, ...] = ()
     v: int = VERSION
 
 
@@ -213,6 +311,7 @@ class DeploymentEvent:
     reason: str = ""
     bytes_received: int = 0
     measured: dict[str, float] = field(default_factory=dict)
+    component: str = ""
     v: int = VERSION
 
 
@@ -230,122 +329,6 @@ class Gap:
     last: int
     count: int
     reason: str
-    v: int = VERSION
-
-
-@dataclass(frozen=True, slots=True)
-class EnrolRequest:
-    """HTTPS `POST /v1/enrol`: a claim token and a certificate signing request (PEM).
-
-    `architecture` is what `platform.machine()` says on the device and `runtimes` what it can load, so that the server
-    may refuse a device that is not of the profile before the token is spent; `simulated` waives the architecture.
-    """
-
-    token: str
-    csr: str
-    profile: str
-    agent: str = ""
-    architecture: str = ""
-    simulated: bool = False
-    runtimes: tuple[str, ...] = ()
-    v: int = VERSION
-
-
-@dataclass(frozen=True, slots=True)
-class Enrolled:
-    """The answer to an enrolment: the name that the CA chose, a certificate (PEM) and where the broker is.
-
-    `broker_ca` is empty where the broker speaks no TLS: the embedded one, on loopback alone. `architecture` and
-    `runtime` are those of the profile: the device checks them against itself before it keeps anything. `state` is
-    enrolled; or pending while no operator has accepted the device: then there is no certificate, and `ticket` is what
-    it asks again with. `refuse_automatic` is the rule of the device's group.
-    """
-
-    project: str
-    device: str
-    certificate: str
-    broker: str
-    broker_ca: str = ""
-    architecture: str = ""
-    runtime: str = ""
-    state: str = "enrolled"
-    ticket: str = ""
-    refuse_automatic: bool = False
-    v: int = VERSION
-
-
-@dataclass(frozen=True, slots=True)
-class TicketRequest:
-    """HTTPS `POST /v1/enrol/ticket`: asks again for a claim that was pending; the answer is an `Enrolled`."""
-
-    device: str
-    ticket: str
-    v: int = VERSION
-
-
-@dataclass(frozen=True, slots=True)
-class NonceRequest:
-    """HTTPS `POST /v1/proof/nonce`: asks for a nonce to sign."""
-
-    device: str
-    v: int = VERSION
-
-
-@dataclass(frozen=True, slots=True)
-class Nonce:
-    """The answer: a nonce for this device alone, good once and for `expires_s` seconds."""
-
-    nonce: str
-    expires_s: int
-    v: int = VERSION
-
-
-@dataclass(frozen=True, slots=True)
-class RenewRequest:
-    """HTTPS `POST /v1/renew`: a signing request for the same key, signed (`skerry.wire.proof`, base64) by that key.
-
-    `certificate` is the present one (PEM), needed only by a server that enrolled the device before it kept its key.
-    The answer is an `Enrolled`.
-    """
-
-    device: str
-    nonce: str
-    csr: str
-    signature: str
-    certificate: str = ""
-    v: int = VERSION
-
-
-@dataclass(frozen=True, slots=True)
-class TokenRequest:
-    """HTTPS `POST /v1/token`: the same proof buys a short token."""
-
-    device: str
-    nonce: str
-    signature: str
-    v: int = VERSION
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    """The answer: a bearer token for HTTPS, good for `expires_s` seconds."""
-
-    token: str
-    expires_s: int
-    v: int = VERSION
-
-
-@dataclass(frozen=True, slots=True)
-class Anchor:
-    """What a join string pins: the two TUF roots and the server's CA, served at `/v1/anchor`.
-
-    The hash of these very bytes is in the join string, so all three are trusted, or none.
-    """
-
-    project: str
-    image_root: str
-    director_root: str
-    server_ca: str
     v: int = VERSION
 
 

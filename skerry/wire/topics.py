@@ -23,6 +23,11 @@ def check_name(name: str, what: str) -> str:
     return name
 
 
+def is_name(text: str) -> bool:
+    """Say whether a text may stand in a topic, a path and an identity."""
+    return _NAME.fullmatch(text) is not None
+
+
 def identity(project: str, device: str) -> str:
     """Return `PROJECT.DEVICE`, the user name and client id of a device."""
     return f"{check_name(project, 'project')}.{check_name(device, 'device')}"

@@ -8,6 +8,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+AGENT = {
+    "skerry",
+    "paho-mqtt",
+    "tuf",
+    "securesystemslib",
+    "urllib3",
+    "cryptography",
+    "cffi",
+    "pycparser",
+    "backports-zstd",
+}
+RUNTIME = {"onnxruntime", "numpy", "flatbuffers", "packaging", "protobuf"}
 SERVER_LIBRARIES = ("fastapi", "sqlalchemy", "sklearn", "onnx", "uvicorn", "jinja2", "pandas")
 
 
@@ -43,3 +55,20 @@ def test_the_operators_cli_says_which_extra_it_wants(device: Path) -> None:
     assert done.returncode == 4
     assert "pip install 'skerry[cli]'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_device_has_these_distributions_and_no_other(device: Path) -> None:
+    program = "from importlib.metadata import distributions; print(*sorted(each.name for each in distributions()))"
+    said = subprocess.run([device / "python", "-c", program], capture_output=True, text=True, check=True).stdout
+    names = {name.lower().replace("_", "-").replace(".", "-") for name in said.split()}
+    assert names <= AGENT | RUNTIME | {"pip", "setuptools"}
+
+
+def test_a_device_is_told_what_it_lacks(device: Path, tmp_path: Path) -> None:
+    command = [str(device / "skerry-agent"), "doctor", "--state", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "run skerry-agent init first" in done.stdout
+    modules = "daemon trust.trust_child identity.proof_child inference.worker upkeep.doctor"
+    imports = "import " + ", ".join(f"agent.{each}" for each in modules.split())
+    subprocess.run([device / "python", "-c", imports], check=True)

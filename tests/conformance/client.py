@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""A client for TUF conformance suites: the agent's own trust code (`agent.trust`) behind the suites' command line.
+"""A client for TUF conformance suites: the agent's own trust code (`agent.trust.repository`) behind the suites'
+command line.
 
 client.py --metadata-dir D init ROOT
 client.py --metadata-dir D --metadata-url U refresh
@@ -29,7 +30,7 @@ from tuf.api.exceptions import DownloadError, DownloadHTTPError, RepositoryError
 from tuf.ngclient import Updater  # noqa: E402
 from tuf.ngclient.fetcher import FetcherInterface  # noqa: E402
 
-from agent.trust import find_target, open_repository  # noqa: E402
+from agent.trust.repository import find_target, open_repository  # noqa: E402
 from skerry.delivery.durable import write_durably  # noqa: E402
 from skerry.errors import Rejected, SkerryError  # noqa: E402
 

@@ -22,12 +22,13 @@ from paho.mqtt.enums import CallbackAPIVersion
 from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import Metadata, Root, Snapshot, TargetFile, Targets, Timestamp
 
-from agent.identity import Identity, StateFolder
+from agent.identity.folder import Identity, StateFolder
 from skerry.delivery.sealed import make_key, seal_file, seal_key
 from skerry.drift.reference import build_monitor
 from skerry.runtimes import open_session
 from skerry.runtimes.arrays import pack
 from skerry.wire import codec, topics
+from skerry.wire.enrolment import Anchor
 from skerry.wire.manifest import (
     SEALED_CHUNK_BYTES,
     Manifest,
@@ -37,7 +38,7 @@ from skerry.wire.manifest import (
     other_build,
     target_name,
 )
-from skerry.wire.messages import Ack, Anchor, Assign, Content, DeploymentEvent, Index, Outbox, Reported, Terms
+from skerry.wire.messages import Ack, Assign, Content, DeploymentEvent, Index, Outbox, Reported, Terms
 from skerry.wire.report import WindowReport, decode_report
 from tests.device_keys import make_pair
 
@@ -98,7 +99,13 @@ def make_model(seed: int, *, layers: int = 0) -> bytes:
 
 
 def make_artifact(
-    folder: Path, *, version: int, wrong_golden: bool = False, layers: int = 0, profile: str = PROFILE
+    folder: Path,
+    *,
+    version: int,
+    wrong_golden: bool = False,
+    layers: int = 0,
+    profile: str = PROFILE,
+    latency_budget_ms: float = 100.0,
 ) -> dict[str, bytes]:
     """Return the files of an artifact of this model version."""
     model = make_model(seed=version, layers=layers)
@@ -136,7 +143,7 @@ def make_artifact(
         observe={"features": "features", "probabilities": "probabilities"},
         monitor=monitor.to_json(),
         files=tuple(describe_file(name, data) for name, data in files.items()),
-        latency_budget_ms=100.0,
+        latency_budget_ms=latency_budget_ms,
         created="2026-01-01T00:00:00Z",
     )
     return {**files, "manifest.json": codec.encode(manifest)}
@@ -376,6 +383,7 @@ class Device:
         StateFolder(folder).keep(identity, anchor=codec.encode(anchor), key=key, certificate="", broker_ca="")
         (folder / "config.toml").write_text(
             "fetch_timeout_s = 1.0\nretry_s = 0.2\nretry_most_s = 1.0\nack_timeout_s = 1.0\nsave_rows = 5\n"
+            "reconnect_s = 0.3\n"
         )
 
     def certify(self, certificate: Path, key: Path, *, broker_ca: Path, public_key: str) -> None:

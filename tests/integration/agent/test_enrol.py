@@ -18,9 +18,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from agent.__main__ import main
-from agent.identity import StateFolder
+from agent.identity.folder import StateFolder
 from skerry.wire import codec
-from skerry.wire.messages import Anchor, Enrolled, EnrolRequest
+from skerry.wire.enrolment import Anchor, Enrolled, EnrolRequest
 
 TOKEN = "a-claim-token"
 

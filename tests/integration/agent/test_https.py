@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.https import Answer, call, pinned, problem
+from agent.link.https import Answer, call, pinned, problem
 from skerry.errors import Rejected, Unavailable
 from tests.integration.agent.test_enrol import make_certificate
 

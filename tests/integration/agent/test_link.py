@@ -16,7 +16,9 @@ from cryptography.x509.oid import NameOID
 from paho.mqtt.client import Client, MQTTv5
 from paho.mqtt.enums import CallbackAPIVersion
 
-from agent.link import Credentials, Link, parse_broker
+from agent.link.address import parse_broker
+from agent.link.session import Link
+from agent.link.tls import Credentials
 from skerry.errors import Unavailable
 from skerry.wire import codec, topics
 from skerry.wire.messages import Reported
@@ -36,7 +38,7 @@ def make_link() -> Iterator[Callable[..., Link]]:
     links: list[Link] = []
 
     def make(url: str, credentials: Credentials = NONE) -> Link:
-        link = Link(parse_broker(url), who=WHO, will=lambda: WILL, credentials=credentials)
+        link = Link(parse_broker(url), who=WHO, will=lambda: WILL, credentials=credentials, reconnect_s=0.3)
         link.start()
         links.append(link)
         return link

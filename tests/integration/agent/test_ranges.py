@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from agent.fetch import Falsified, Stalled, fetch_files
-from agent.https import pinned
-from agent.ranges import HttpsChunks
+from agent.fetching.fetch import Falsified, Stalled, fetch_files
+from agent.fetching.ranges import HttpsChunks
+from agent.link.https import pinned
 from skerry.delivery.chunks import Wanted
 from skerry.delivery.sealed import make_key, open_chunk, seal_file
 from skerry.errors import Rejected, Unavailable

@@ -8,7 +8,7 @@ import pytest
 
 from agent.__main__ import main
 from agent.config import read_config
-from agent.rest import RestVault, begin_to_encrypt
+from agent.fetching.rest import RestVault, begin_to_encrypt
 from skerry.delivery.slots import MANIFEST, Slots
 from skerry.errors import Broken, Rejected
 from tests.integration.agent.shore import Device, Shore, make_artifact, wait_for

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from agent.config import Config
-from agent.delivery import Delivery, Key, manifest_entry
-from agent.fetch import fetch_files
-from agent.lifecycle import Grant
-from agent.rest import begin_to_encrypt, open_vault
+from agent.deployment.lifecycle import Grant
+from agent.fetching.delivery import Delivery, Key, manifest_entry
+from agent.fetching.fetch import fetch_files
+from agent.fetching.rest import begin_to_encrypt, open_vault
 from skerry.delivery.delta import make_delta
 from skerry.delivery.partial import PartialFile
 from skerry.delivery.sealed import make_key, seal_file, seal_key

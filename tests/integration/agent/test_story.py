@@ -238,7 +238,7 @@ def test_a_repeated_assignment_changes_nothing(shore: Shore, device: Device) -> 
 
 
 def _depth(device: Device) -> int:
-    from agent.outbox import look
+    from agent.telling.outbox import look
 
     return sum(look(device.folder / "outbox.db").rows.values())
 

@@ -4,127 +4,23 @@ A clock that is ahead sees certificates that have ended, one that is behind some
 certificates are odd and the clock is right.
 """
 
-import contextlib
 import http.client
-import socket
 import ssl
 import subprocess
-import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from agent.link import Credentials, Link, parse_broker
-from agent.tls import Expired, client_context
+from agent.link.address import parse_broker
+from agent.link.session import Link
+from agent.link.tls import Credentials, Expired, client_context
+from tests.authority import DAY, NOW, YEARS, Authority, make_authority, serving
 from tests.conftest import wait_for_port
 from tests.integration.agent.shore import wait_for
-
-DAY = timedelta(days=1)
-NOW = datetime.now(UTC).replace(microsecond=0)
-YEARS = 365 * DAY
-
-
-@dataclass
-class Authority:
-    """A CA that certifies whatever it is asked to."""
-
-    folder: Path
-    key: ec.EllipticCurvePrivateKey
-    certificate: x509.Certificate
-
-    @property
-    def pem(self) -> str:
-        """Its certificate."""
-        return self.certificate.public_bytes(serialization.Encoding.PEM).decode()
-
-    def certify(
-        self,
-        begins: datetime,
-        ends: datetime,
-        *,
-        host: str = "127.0.0.1",
-        purpose: x509.ObjectIdentifier = ExtendedKeyUsageOID.SERVER_AUTH,
-    ) -> tuple[Path, Path]:
-        """Return the files of a certificate and its key."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        certificate = (
-            _begin("server", self.certificate.subject, key, begins, ends)
-            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
-            .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address(host))]), critical=False)
-            .sign(self.key, hashes.SHA256())
-        )
-        files = self.folder / f"{certificate.serial_number:x}.pem", self.folder / f"{certificate.serial_number:x}.key"
-        files[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-        files[1].write_bytes(
-            key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            )
-        )
-        return files
-
-
-def make_authority(folder: Path) -> Authority:
-    """Make a CA that is good for a century."""
-    folder.mkdir(exist_ok=True)
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "ca")])
-    certificate = (
-        _begin("ca", name, key, NOW - 60 * YEARS, NOW + 40 * YEARS)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    return Authority(folder, key, certificate)
-
-
-def _begin(
-    name: str, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, begins: datetime, ends: datetime
-) -> x509.CertificateBuilder:
-    return (
-        x509.CertificateBuilder()
-        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
-        .issuer_name(issuer)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(begins)
-        .not_valid_after(ends)
-    )
-
-
-@contextlib.contextmanager
-def serving(files: tuple[Path, Path]) -> Iterator[tuple[int, list[bytes]]]:
-    """Serve TLS with a certificate; give the port and what was received, and answer as a web server would."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(*files)
-    received: list[bytes] = []
-
-    def serve() -> None:
-        while True:
-            try:
-                plain, _ = listener.accept()
-            except OSError:
-                return
-            with contextlib.suppress(OSError), plain, context.wrap_socket(plain, server_side=True) as secure:
-                received.append(secure.recv(4096))
-                secure.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=serve)
-        thread.start()
-        try:
-            yield listener.getsockname()[1], received
-        finally:
-            listener.shutdown(socket.SHUT_RDWR)
-    thread.join()
 
 
 @pytest.fixture

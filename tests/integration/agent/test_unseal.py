@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.fetch import Fetched, fetch_files
-from agent.unseal import Unsealer
+from agent.fetching.fetch import Fetched, fetch_files
+from agent.fetching.unseal import Unsealer
 from skerry.delivery.sealed import make_key, seal_file, seal_key
 from skerry.errors import Broken, Rejected, Unavailable
 from skerry.wire import topics

@@ -19,7 +19,7 @@ from control_plane.database import open_database, readers, sessions
 from control_plane.home import Home, create_home, finish_home
 from control_plane.link import Outgoing
 from control_plane.plane import Plane
-from control_plane.schema import RevokedCertificate
+from control_plane.schema.devices import RevokedCertificate
 from control_plane.settings import Settings, load_settings, save_settings
 from control_plane.store import Blobs
 from tests.conftest import pick_port, wait_for_port

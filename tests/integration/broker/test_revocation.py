@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from agent.link import Credentials, Link, parse_broker
+from agent.link.address import parse_broker
+from agent.link.session import Link
+from agent.link.tls import Credentials
 from control_plane import crl, takeover
 from control_plane.authority import load_authority
 from control_plane.plane import Plane, utc_now
-from control_plane.schema import RevokedCertificate
+from control_plane.schema.devices import RevokedCertificate
 from skerry.errors import Broken, Unavailable
 from skerry.wire import topics
 from tests.integration.broker.conftest import Shop

@@ -49,8 +49,8 @@ def make_fetcher(tmp_path: Path) -> Iterator[Callable[..., Fetcher]]:
     """Return a function that connects a fetcher to a port."""
     fetchers: list[Fetcher] = []
 
-    def make(port: int, *, name: str = "watch-1") -> Fetcher:
-        fetchers.append(Fetcher(port, tmp_path / name, name=name))
+    def make(port: int, *, name: str = "watch-1", keep_alive_s: int = 60) -> Fetcher:
+        fetchers.append(Fetcher(port, tmp_path / name, name=name, keep_alive_s=keep_alive_s))
         return fetchers[-1]
 
     yield make

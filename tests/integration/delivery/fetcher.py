@@ -14,8 +14,10 @@ from typing import Self
 from paho.mqtt.client import Client, MQTTv5
 from paho.mqtt.enums import CallbackAPIVersion
 
-from agent.fetch import HTTPS, MQTT, Chunks, Fetched, fetch_files
-from agent.link import Credentials, Link, parse_broker
+from agent.fetching.fetch import HTTPS, MQTT, Chunks, Fetched, fetch_files
+from agent.link.address import parse_broker
+from agent.link.session import Link
+from agent.link.tls import Credentials
 from skerry.delivery.partial import PartialFile
 from skerry.delivery.sealed import make_key, open_chunk, seal_file
 from skerry.errors import Rejected, Unavailable
@@ -104,10 +106,15 @@ class Publisher:
 class Fetcher:
     """A device as far as fetching goes; `close` and another one on the same folder is a device that was restarted."""
 
-    def __init__(self, port: int, folder: Path, *, name: str = "watch-1") -> None:
+    def __init__(self, port: int, folder: Path, *, name: str = "watch-1", keep_alive_s: int = 60) -> None:
         self.folder = folder
         self.link = Link(
-            parse_broker(f"mqtt://127.0.0.1:{port}"), who=f"watch.{name}", will=lambda: _WILL, credentials=_NONE
+            parse_broker(f"mqtt://127.0.0.1:{port}"),
+            who=f"watch.{name}",
+            will=lambda: _WILL,
+            credentials=_NONE,
+            keep_alive_s=keep_alive_s,
+            reconnect_s=0.3,
         )
         self.link.start()
         self.stopped = threading.Event()

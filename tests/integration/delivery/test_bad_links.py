@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import pytest
 
-from agent import link as agent_link
 from skerry.delivery.chunks import WINDOW
 from skerry.errors import Unavailable
 from skerry.wire.manifest import SEALED_CHUNK_BYTES
@@ -101,13 +100,11 @@ def test_a_half_open_connection_is_noticed_and_the_fetch_goes_on_over_another(
     publisher: Publisher,
     make_relay: Callable[..., Relay],
     make_fetcher: Callable[..., Fetcher],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(agent_link, "KEEP_ALIVE_S", 2)
     artifact = Artifact(24)
     publisher.publish(artifact, only=lambda number: number < 8)
     relay = make_relay()
-    fetcher = make_fetcher(relay.port)
+    fetcher = make_fetcher(relay.port, keep_alive_s=2)
     fetcher.connect()
     with pytest.raises(Unavailable):
         fetcher.fetch(artifact, timeout_s=0.2)

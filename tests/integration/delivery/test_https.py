@@ -6,8 +6,8 @@ from contextlib import ExitStack
 
 import pytest
 
-from agent.https import pinned
-from agent.ranges import HttpsChunks
+from agent.fetching.ranges import HttpsChunks
+from agent.link.https import pinned
 from skerry.errors import Unavailable
 from skerry.wire.manifest import SEALED_CHUNK_BYTES
 from tests.conftest import pick_port

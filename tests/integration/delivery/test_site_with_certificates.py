@@ -19,7 +19,7 @@ from tests.integration.broker.conftest import Shop
 from tests.integration.broker.peers import Peer, tls
 from tests.relay import Relay, Shape
 
-pytestmark = pytest.mark.broker
+pytestmark = [pytest.mark.broker, pytest.mark.long]
 GATEWAY = "site-1"
 DEVICES = ("watch-1", "watch-2")
 Output = pytest.CaptureFixture[str]

@@ -12,7 +12,7 @@ import numpy as np
 
 from converters.c_source import Face, face_of
 from converters.samples import Array
-from tests.conftest import _required
+from tests.conftest import required
 
 STRICT = ["-std=c99", "-O2", "-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Wno-sign-conversion", "-Werror"]
 
@@ -49,7 +49,7 @@ class Compiled:
 
 def build(sources: Mapping[str, bytes], folder: Path) -> Path:
     """Write emitted files and compile them without a warning; returns the shared library."""
-    compiler = _required("gcc", package="gcc libc6-dev")
+    compiler = required("gcc", package="gcc libc6-dev")
     for name, data in sources.items():
         (folder / name).write_bytes(data)
     files = [str(folder / name) for name in sources if name.endswith(".c")]

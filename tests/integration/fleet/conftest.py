@@ -24,7 +24,7 @@ from control_plane.keys import hold_ceremony, sign_payload
 from control_plane.link import Outgoing
 from control_plane.online_keys import describe_online
 from control_plane.plane import Plane
-from control_plane.schema import Device
+from control_plane.schema.devices import Device
 from control_plane.server import make_home, open_plane
 from control_plane.settings import Settings
 from tests.device_keys import PUBLIC

@@ -2,7 +2,7 @@
 
 import json
 
-from control_plane.schema import Job
+from control_plane.schema.work import Job
 from tests.integration.fleet.conftest import Coast, recordings
 
 RECIPE = {"hidden": [8], "max_iter": 60, "validation_groups": [4, 5]}

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from control_plane import jobs
 from control_plane.jobs import Kind, Runner
 from control_plane.plane import Plane
-from control_plane.schema import Job
+from control_plane.schema.work import Job
 from control_plane.server import make_home, open_plane
 from control_plane.settings import Settings
 

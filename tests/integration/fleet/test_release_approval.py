@@ -9,7 +9,8 @@ import pytest
 from control_plane import replacements
 from control_plane.cli.program import main
 from control_plane.key_files import KeyList, read_keys, write_keys
-from control_plane.schema import Build, Device
+from control_plane.schema.devices import Device
+from control_plane.schema.models import Build
 from skerry.wire import codec
 from skerry.wire.manifest import Manifest
 from tests.integration.fleet.conftest import Coast, recordings

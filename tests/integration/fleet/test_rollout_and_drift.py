@@ -12,7 +12,8 @@ from sqlalchemy import select
 
 from control_plane import fleet_drift, rollouts
 from control_plane.ingest import handle
-from control_plane.schema import Deployment, Window
+from control_plane.schema.releases import Deployment
+from control_plane.schema.telemetry import Window
 from skerry import drift
 from skerry.wire import codec, messages, topics
 from skerry.wire.report import WindowReport, encode_report

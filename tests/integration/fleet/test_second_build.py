@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from control_plane.schema import Build, ModelVersion
+from control_plane.schema.models import Build, ModelVersion
 from control_plane.server import open_plane
 from demo.__main__ import found_control_plane
 from demo.programs import Programs

@@ -1,11 +1,10 @@
 """What was revoked is never rolled back to, and what the offline keys did not sign may be refused altogether."""
 
-from dataclasses import replace
-
 import pytest
 
-from agent.lifecycle import Event, Kind
+from agent.deployment.lifecycle import Event, Kind
 from skerry.delivery.slots import Slots
+from skerry.wire.manifest import NO_SAMPLES, SamplePolicy
 from tests.integration.hostile_repository.world import World
 
 pytestmark = [pytest.mark.broker, pytest.mark.long]
@@ -101,7 +100,9 @@ def test_what_is_listed_again_may_be_rolled_back_to_again(world: World) -> None:
 
 @pytest.mark.parametrize("refuses", [False, True])
 def test_an_automatic_release_is_installed_where_it_is_not_refused(world: World, refuses: bool) -> None:
-    world.effects._identity = replace(world.effects._identity, refuse_automatic=refuses)
+    if refuses:
+        # as a renewal does, under an agent that runs
+        world.state.keep_refusal()
     world.image.delegate("automatic-strokes", ["models/strokes/*/*/*"])
     del world.image.targets[world.path(2)]
     world.image.add(world.path(2), world.sea.artifacts[2]["manifest.json"], role="automatic-strokes")
@@ -115,9 +116,37 @@ def test_an_automatic_release_is_installed_where_it_is_not_refused(world: World,
     assert ("which this device refuses" in world.report()) is refuses
 
 
+@pytest.mark.parametrize("role", ["targets", "automatic-strokes"])
+def test_what_may_leave_the_device_is_for_the_offline_keys_to_say(world: World, role: str) -> None:
+    says = {"samples": {"rows_per_window": 2, "inputs": ["window"], "max_bytes": 2400}}
+    world.image.delegate("automatic-strokes", ["models/strokes/*/*/*"])
+    del world.image.targets[world.path(2)]
+    world.image.add(world.path(2), world.sea.artifacts[2]["manifest.json"], role=role, custom=says)
+    world.image.publish()
+    deployment = world.assign(2)
+    world.publish()
+    world.hear()
+    world.drive(lambda: world.phase_of(deployment) == "committed", why="an end")
+
+    allowed = SamplePolicy(2, ("window",), 2400) if role == "targets" else NO_SAMPLES
+    assert world.slots.pointer.slot(world.slots.active).samples == allowed
+    running = world.engine.running
+    assert running is not None
+    assert running.allowed() == allowed
+
+    # and to take back
+    world.image.add(world.path(2), world.sea.artifacts[2]["manifest.json"])
+    world.image.publish()
+    world.assign(2, deployment=deployment)
+    world.publish()
+    world.hear()
+    world.drive(lambda: not world.effects.pending(), why="a renewal to be taken")
+    assert running.allowed() == NO_SAMPLES
+
+
 def test_the_director_ends_a_device_once_and_until_it_has_ended(world: World) -> None:
     told: list[str] = []
-    world.effects.decommissioned = lambda: told.append("wipe")
+    world.effects.decisions.decommissioned = lambda: told.append("wipe")
     world.assign(1, path="decommission", data=b"")
     world.hear()
     world.drive(lambda: told != [], why="to be told to wipe")

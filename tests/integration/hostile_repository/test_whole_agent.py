@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from agent.floor import read_floor
+from agent.trust.floor import read_floor
 from tests.integration.agent.shore import wait_for
 from tests.integration.hostile_repository.conftest import MakeWorld
 from tests.integration.hostile_repository.world import World

@@ -21,18 +21,20 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from agent.config import Config
-from agent.effects import DeviceEffects
-from agent.engine import Engine
-from agent.identity import StateFolder
-from agent.lifecycle import Event, Good, Grant, Kind, Phase, State
-from agent.link import Link, parse_broker
-from agent.outbox import OutboxFile
-from agent.runner import Runner, Saved
-from agent.trial import Decision
+from agent.deployment.effects import DeviceEffects
+from agent.deployment.lifecycle import Event, Good, Grant, Kind, Phase, State
+from agent.deployment.runner import Runner, Saved
+from agent.identity.folder import StateFolder
+from agent.inference.engine import Engine
+from agent.inference.trial import Decision
+from agent.link.address import parse_broker
+from agent.link.session import Link
+from agent.telling.outbox import OutboxFile
 from skerry.delivery.slots import Slots
 from skerry.wire import codec, topics
+from skerry.wire.enrolment import Anchor
 from skerry.wire.manifest import target_name
-from skerry.wire.messages import Anchor, Assign, DeploymentEvent, Index, Terms
+from skerry.wire.messages import Assign, DeploymentEvent, Index, Terms
 from tests.integration.agent.shore import MODEL, PROFILE, PROJECT, Device, Shore, wait_for
 from tests.tuf_repository import TufRepository, now
 
@@ -255,7 +257,11 @@ class World:
         self.engine = Engine(config=config, source=None, outbox=self.outbox, on_decision=self._trial_ended)
         identity = self.state.identity()
         self.link = Link(
-            parse_broker(identity.broker), who=identity.who, will=lambda: b"{}", credentials=self.state.credentials
+            parse_broker(identity.broker),
+            who=identity.who,
+            will=lambda: b"{}",
+            credentials=self.state.credentials,
+            reconnect_s=0.3,
         )
         self.slots = Slots(self.state.slots)
         self.effects = DeviceEffects(
@@ -276,6 +282,7 @@ class World:
         if hasattr(self, "link"):
             self.link.stop()
             self.engine.stop()
+            self.effects.close()
             self.outbox.close()
         self.device.kill()
         self.server.close()

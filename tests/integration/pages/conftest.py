@@ -35,7 +35,7 @@ class Served:
     plane: Plane
     token: str = TOKEN
 
-    def add(self, *rows: schema.Table) -> None:
+    def add(self, *rows: schema.tables.Table) -> None:
         """Write rows as another part of the control plane would."""
         with self.plane.sessions.begin() as session:
             session.add_all(rows)
@@ -86,7 +86,7 @@ def fill(session: Session, now: datetime) -> None:
             "outbox_depth": 4 * (index == 3),
         }
         session.add(
-            schema.Device(
+            schema.devices.Device(
                 name=name,
                 profile="board",
                 certificate_serial="1",
@@ -97,13 +97,13 @@ def fill(session: Session, now: datetime) -> None:
                 reported=reported,
             )
         )
-    session.add(schema.Release(name="watch-1", model="watch", version=1, state="live", created_at=now))
+    session.add(schema.releases.Release(name="watch-1", model="watch", version=1, state="live", created_at=now))
     session.flush()
-    session.add(schema.Rollout(id=1, release="watch-1", state="running", created_at=now))
+    session.add(schema.releases.Rollout(id=1, release="watch-1", state="running", created_at=now))
     session.flush()
-    session.add(schema.Wave(rollout=1, number=1, name="canary", state="done"))
+    session.add(schema.releases.Wave(rollout=1, number=1, name="canary", state="done"))
     session.add(
-        schema.Deployment(
+        schema.releases.Deployment(
             id="d1",
             rollout=1,
             wave=1,
@@ -117,10 +117,14 @@ def fill(session: Session, now: datetime) -> None:
     )
     candidate = {"name": "float32", "outcome": "passed", "checks": [], "size_bytes": 41_230}
     report = {"runtime": "litert", "runtime_version": "2.1", "chosen": "float32", "candidates": [candidate]}
-    session.add(schema.ModelVersion(model="watch", version=1, dataset="wrist", metrics={}, bundle="b", trained_at=now))
-    session.add(schema.Build(model="watch", version=1, profile="board", gate="passed", report=report, built_at=now))
     session.add(
-        schema.Finding(
+        schema.models.ModelVersion(model="watch", version=1, dataset="wrist", metrics={}, bundle="b", trained_at=now)
+    )
+    session.add(
+        schema.models.Build(model="watch", version=1, profile="board", gate="passed", report=report, built_at=now)
+    )
+    session.add(
+        schema.telemetry.Finding(
             kind="local",
             device=DEVICES[1],
             model="watch",
@@ -132,4 +136,4 @@ def fill(session: Session, now: datetime) -> None:
             found_at=now,
         )
     )
-    session.add(schema.Event(at=now, kind="rollout", subject="1", text="rollout 1 began", data={}))
+    session.add(schema.work.Event(at=now, kind="rollout", subject="1", text="rollout 1 began", data={}))

@@ -2,14 +2,15 @@
 
 import re
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
 from sqlalchemy import update
 
-from control_plane.schema import Device, Event
+from control_plane.schema.devices import Device, DeviceRequest
+from control_plane.schema.work import Event
 
 pytestmark = pytest.mark.browser
 QUIET = [
@@ -104,3 +105,47 @@ def test_a_lost_server_is_shown_as_offline(page: Page, complaints: list[str]) ->
     expect(page.get_by_role("status")).to_have_text("offline")
     page.context.set_offline(False)
     complaints.clear()  # that Chromium tells of the broken connection is right
+
+
+def test_a_device_has_a_page_that_follows_what_it_is_asked(page: Page, served: Any) -> None:
+    said = {
+        "release": "watch-1",
+        "state": "committed",
+        "active": "a",
+        "health": "degraded",
+        "reasons": ["the clock is behind"],
+        "clock_ahead_s": -480.0,
+        "uptime_s": 90_000,
+        "vitals": {"temperature_c": 61.5, "memory_available_bytes": 300 << 20, "memory_total_bytes": 1 << 30},
+        "slots": {"a": {"mark": "good", "release": "watch-1", "manifest": "ab" * 8}, "b": {"mark": "empty"}},
+        "runs": {"word": "up", "since_s": 7300, "crashes": 0},
+    }
+    with served.plane.sessions.begin() as session:
+        session.execute(update(Device).where(Device.name == "watch-08").values(reported=said))
+    page.get_by_role("link", name="watch-08").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("watch-08, in reach. It runs watch-1.")
+    expect(page.get_by_role("status")).to_have_text("live")
+    expect(page.get_by_role("region", name="Health")).to_contain_text("the clock is behind")
+    expect(page.get_by_role("region", name="Health")).to_contain_text("61.5 °C")
+    expect(page.get_by_role("region", name="Slots")).to_contain_text("abababababababab")
+
+    now = datetime.now(UTC)
+    checks = [{"check": "golden", "ok": False, "detail": "expected y within 1e-05, got a difference of 0.5"}]
+    asked = {"asked_by": "operator at 127.0.0.1", "asked_at": now, "expires": now + timedelta(hours=1)}
+    done = {"answered_at": now, "ok": True}
+    log = {"lines": 1, "left_out": 0, "text": "2026-01-01T00:00:00Z info connected to the broker"}
+    served.add(
+        DeviceRequest(
+            id="1" * 16, device="watch-08", verb="collect-logs", args={"lines": 5}, result=log, **asked, **done
+        ),
+        DeviceRequest(
+            id="2" * 16, device="watch-08", verb="self-test", args={}, result={"checks": checks}, **asked, **done
+        ),
+        Event(at=now, kind="answer", subject="watch-08", text="watch-08: self-test: done", data={}),
+    )
+    requests = page.get_by_role("region", name="Requests")
+    expect(requests).to_contain_text("expected y within 1e-05")
+    requests.get_by_text("its log").click()
+    expect(requests.get_by_text("connected to the broker")).to_be_visible()
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth") == 390

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 
 from control_plane.keys import sign_payload
-from control_plane.schema import Build, ModelVersion
+from control_plane.schema.models import Build, ModelVersion
 from control_plane.server import open_plane
 from skerry.wire import codec
 from skerry.wire.manifest import Manifest

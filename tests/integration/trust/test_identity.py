@@ -17,12 +17,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from agent.errand import Tokens, run_errand
-from agent.identity import StateFolder
-from agent.life import Life
+from agent.identity.errand import Tokens, run_errand
+from agent.identity.folder import StateFolder
+from agent.identity.life import Life
 from control_plane.authority import issue, load_authority, read_csr
 from skerry.errors import Rejected, Unavailable
-from skerry.wire.messages import Token
+from skerry.wire.enrolment import Token
 
 PROFILE = "x86-64-gateway"
 

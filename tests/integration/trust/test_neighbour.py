@@ -22,7 +22,7 @@ import pytest
 
 from control_plane.authority import ensure_server_certificate, issue, load_authority, make_authorities, read_csr
 from control_plane.plane import utc_now
-from control_plane.schema import SealedArtifact
+from control_plane.schema.delivery import SealedArtifact
 from control_plane.server import open_plane
 from skerry.delivery.sealed import open_key
 from skerry.errors import Rejected
@@ -85,7 +85,7 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedBroker]:
 
 def come(broker: SharedBroker, folder: Path) -> Stranger:
     """Connect as a device of another project, with its own certificate, and subscribe to everything."""
-    from agent.enrol import make_key_and_request
+    from agent.identity.enrol import make_key_and_request
 
     key, csr = make_key_and_request()
     authority = load_authority(broker.folder, "device")

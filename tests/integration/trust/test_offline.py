@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from agent.__main__ import main as agent
-from agent.runner import read_state
+from agent.deployment.runner import read_state
 from control_plane.cli.program import main as skerry
 from skerry.delivery.bundle import write_bundle
 from tests.integration.agent.shore import wait_for

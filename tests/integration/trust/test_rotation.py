@@ -19,7 +19,7 @@ from tuf.ngclient import FetcherInterface, Updater
 from control_plane.cli.program import main
 from control_plane.database import open_database, sessions
 from control_plane.home import open_home
-from control_plane.schema import ModelVersion
+from control_plane.schema.models import ModelVersion
 from skerry.wire.join import parse_join
 from skerry.wire.proof import TOKEN, proof_text
 

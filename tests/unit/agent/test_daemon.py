@@ -1,25 +1,26 @@
 """The daemon's conversation: what is heard is durable before the broker hears so, and nothing said wrong is final."""
 
+import subprocess
+import sys
 import threading
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
-from paho.mqtt.client import Client, MQTTv5
-from paho.mqtt.enums import CallbackAPIVersion
 
-from agent.assignment import Inbox
 from agent.config import Config
 from agent.daemon import Daemon
-from agent.fit import check_room
-from agent.identity import Identity, StateFolder
-from agent.link import Heard
-from agent.metadata import RetainedMetadata
+from agent.deployment.fit import check_room
+from agent.identity.folder import Identity, StateFolder
+from agent.link.connection import Connection
+from agent.link.session import Heard
+from agent.trust.assignment import Inbox
+from agent.trust.metadata import RetainedMetadata
 from skerry.errors import Broken, Unavailable
 from skerry.wire import codec, topics
-from skerry.wire.messages import Anchor
+from skerry.wire.enrolment import Anchor
 
 ANCHOR = Anchor(project="watch", image_root="{}", director_root="{}", server_ca="")
 IDENTITY = Identity(
@@ -51,7 +52,7 @@ def test_an_assignment_that_the_disk_refused_is_kept_before_it_is_settled(
         raise Broken("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr("agent.assignment.write_durably", refuse)
+        patch.setattr("agent.trust.assignment.write_durably", refuse)
         daemon._converse()
         assert (settled, daemon._problem()) == ([], "disk full")
     daemon._converse()
@@ -64,14 +65,17 @@ def test_an_artifact_that_would_fill_the_disk_is_not_fetched(tmp_path: Path, mon
     artifact = SimpleNamespace(files=[SimpleNamespace(length=1000)])
     needed = 2 * 1000 + Config().quota_bytes
     for free, fits in ((needed, True), (needed - 1, False)):
-        monkeypatch.setattr("agent.fit.shutil.disk_usage", lambda _path, free=free: SimpleNamespace(free=free))
+        monkeypatch.setattr(
+            "agent.deployment.fit.shutil.disk_usage", lambda _path, free=free: SimpleNamespace(free=free)
+        )
         with nullcontext() if fits else pytest.raises(Broken, match=f"expected {needed} bytes free"):
             check_room(artifact, tmp_path, spare_bytes=Config().quota_bytes)  # type: ignore[arg-type] # all that it looks at
 
 
 def test_a_farewell_that_cannot_be_said_stops_nothing(daemon: Daemon) -> None:
     link = daemon._link
-    link._client = Client(CallbackAPIVersion.VERSION2, protocol=MQTTv5)  # cut off, and not yet noticed
+    cut_off = CutOff()
+    link._connection = cast(Connection, cut_off)
     link._up.set()
     link._thread = threading.Thread(target=link._stop.wait, daemon=True)
     link.start()
@@ -79,6 +83,7 @@ def test_a_farewell_that_cannot_be_said_stops_nothing(daemon: Daemon) -> None:
     link.stop(b"farewell")
 
     assert not link._thread.is_alive()
+    assert cut_off.left
 
 
 def test_a_cleared_topic_is_no_assignment(tmp_path: Path) -> None:
@@ -88,6 +93,19 @@ def test_a_cleared_topic_is_no_assignment(tmp_path: Path) -> None:
 
     assert not inbox.offer(b"")
     assert inbox.pending() is None
+
+
+class CutOff:
+    """A connection that was cut off, which nobody has noticed yet."""
+
+    faults = 0
+    left = False
+
+    def publish(self, topic: str, payload: bytes, *, retain: bool) -> None:
+        raise Unavailable(f"broker: expected to publish {len(payload)} bytes on {topic} ({retain}), got cut off")
+
+    def leave(self) -> None:
+        self.left = True
 
 
 class Broker:
@@ -107,3 +125,10 @@ def test_an_index_that_says_nothing_is_asked_for_again(index: bytes) -> None:
 
     with pytest.raises(Unavailable, match="image repository"):
         source.fetch("image", "2.root.json", limit=1000)
+
+
+def test_a_daemon_holds_in_memory_what_it_uses() -> None:
+    needless = ("asyncio", "http.server", "numpy", "statistics", "tomllib", "zipfile")
+    program = f"import sys, agent.__main__, agent.daemon; sys.exit(' '.join({{*{needless}}} & {{*sys.modules}}) or 0)"
+    done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

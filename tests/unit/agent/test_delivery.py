@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -98,14 +99,23 @@ def test_a_partial_file_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert again.progress.received == len(DATA) + len(b"lies")
 
 
-def test_a_partial_file_that_the_disk_has_spoilt_starts_anew(tmp_path: Path) -> None:
+def test_what_the_disk_has_spoilt_of_a_partial_file_is_missing_again(tmp_path: Path) -> None:
     file = PartialFile(tmp_path, ENTRY)
     file.add({number: arrived(chunk(number)) for number in range(6)})
     file.path.write_bytes(b"?" + DATA[1:])
 
+    with pytest.raises(Broken, match="got 1 other ones from the disk"):
+        file.finish()
+    assert tuple(PartialFile(tmp_path, ENTRY).progress.missing()) == (0,)
+
+
+def test_chunks_that_make_another_file_than_was_signed_never_will(tmp_path: Path) -> None:
+    file = PartialFile(tmp_path, replace(ENTRY, sha256="0" * 64))
+    file.add({number: arrived(chunk(number)) for number in range(6)})
+
     with pytest.raises(Rejected, match="over the whole file"):
         file.finish()
-    assert PartialFile(tmp_path, ENTRY).progress.have == 0
+    assert file.progress.have == 0
 
 
 def test_a_bitmap_that_cannot_be_read_proves_nothing(tmp_path: Path) -> None:

@@ -1,25 +1,31 @@
-"""The inference loop with a model of one line: trials, windows, and a disk that refuses."""
+"""The inference loop with a worker of one line: trials, windows, callers, and a disk that refuses."""
 
+import struct
 import threading
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 
 from agent.config import Config
-from agent.engine import Engine, Running
-from agent.outbox import OutboxFile
-from agent.source import Sample
-from agent.trial import Decision, Terms
+from agent.deployment.lifecycle import Kind
+from agent.inference.engine import MAX_CALLERS, Engine
+from agent.inference.feeds import Lines
+from agent.inference.feeds import Rows as RecordedRows
+from agent.inference.frames import Answer, Request, Status, Verb
+from agent.inference.supervisor import Running
+from agent.inference.trial import Decision, Terms
+from agent.inference.workers import Closed, Crashed
+from agent.local.serving_port import UNKNOWN, Rows
+from agent.telling.outbox import OutboxFile
 from skerry.drift.reference import build_monitor
-from skerry.errors import Broken, Rejected
+from skerry.errors import Broken, Rejected, Unavailable
+from skerry.runtimes.session import Signature
 from skerry.wire.manifest import Manifest, TensorSpec
 from skerry.wire.messages import Ack
 from skerry.wire.report import WindowReport, decode_report
 
 TERMS = Terms(inferences=5, latency_budget_ms=1000.0, grace_s=60.0)
+WIDTH = 5
 MANIFEST = Manifest(
     model="strokes",
     version=1,
@@ -45,38 +51,59 @@ MANIFEST = Manifest(
 )
 
 
+def row(*, truth: float = 0.0) -> bytes:
+    """Return a row as a worker counts it: one feature, prediction, confidence, truth, latency."""
+    return struct.pack(f"<{WIDTH}d", 0.5, 0, 0.75, truth, 100.0)
+
+
 class Stub:
-    """A model and a source at once."""
+    """A worker without a process."""
+
+    signature = Signature(inputs=(), outputs=())
 
     def __init__(self) -> None:
-        self.bad = False
-        self.value = 0.0
+        self.ended = ""
+        self.growth_bytes = 0
+        self.status = Status.DONE
+        self.reason = ""
+        self.ends = 0
+        self.asked: list[Request] = []
 
-    def next(self) -> Sample:
-        return Sample(values={"X": np.full((1, 2), self.value, np.float32)}, truth=0)
+    def ask(self, request: Request, *, patience_s: float) -> Answer:
+        assert patience_s > 0
+        if self.ended:
+            raise Closed("it was closed")
+        self.asked.append(request)
+        if self.ends:
+            self.ends -= 1
+            raise Crashed("a crash of the runtime by SIGSEGV")
+        if self.status != Status.DONE:
+            return Answer(self.status, {"reason": self.reason})
+        if request.verb == Verb.INFER:
+            said = {"status": 200, "headers": {"content-type": "text/plain"}}
+            return Answer(Status.DONE, said, Rows(WIDTH, row(truth=UNKNOWN)), b"answer")
+        return Answer(Status.DONE, rows=Rows(WIDTH, row()))
 
-    def run(self, _inputs: dict[str, Any]) -> dict[str, Any]:
-        if self.bad:
-            raise Rejected("model: it broke")
-        return {"p": np.array([[0.75, 0.25]], np.float32), "f": np.array([[0.5]], np.float32)}
-
-    def close(self) -> None:
-        pass
+    def close(self, *, now: bool = False) -> None:  # noqa: ARG002 -- the port's
+        self.ended = "it was closed"
 
 
 class Bench:
-    """An engine on a bench: one inference per call, no thread."""
+    """An engine on a bench: one inference per turn, no thread."""
 
     def __init__(self, folder: Path, *, event_step_s: float = 60.0) -> None:
         self.stub = Stub()
+        self.started: list[Stub] = []
         self.outbox = OutboxFile(folder / "outbox.db")
         self.decisions: list[Decision] = []
+        self.troubles: list[tuple[Kind, str]] = []
         self.decided = threading.Event()
         self.engine = Engine(
-            config=Config(event_step_s=event_step_s, save_rows=3),
-            source=self.stub,
+            config=Config(event_step_s=event_step_s, save_rows=3, rate=0.0),
+            source=RecordedRows(),
             outbox=self.outbox,
             on_decision=lambda _manifest, decision: self._decide(decision),
+            on_trouble=lambda _manifest, kind, reason: self.troubles.append((kind, reason)),
         )
 
     def _decide(self, decision: Decision) -> None:
@@ -85,12 +112,16 @@ class Bench:
 
     def infer(self, count: int) -> None:
         for _ in range(count):
-            decision = self.engine._infer_once()
-            if decision is not None:
-                self.decisions.append(decision)
+            self.engine._due = 0.0
+            self.engine.turn()
 
     def running(self, digest: str = "ab" * 32) -> Running:
-        return Running(session=self.stub, manifest=MANIFEST, digest=digest)
+        def reopen() -> Stub:
+            self.started.append(Stub())
+            return self.started[-1]
+
+        self.stub = Stub()
+        return Running(worker=self.stub, manifest=MANIFEST, digest=digest, reopen=reopen)
 
     def windows(self) -> list[WindowReport]:
         rows = self.outbox._db.execute("select body from outbox where kind = 'window' order by sequence").fetchall()
@@ -123,58 +154,241 @@ def test_a_trial_is_not_counted_and_is_decided_once(bench: Bench) -> None:
     assert [each.window for each in bench.windows()] == [0]
 
 
-def test_a_model_that_breaks_on_trial_does_not_pass(bench: Bench) -> None:
-    bench.stub.bad = True
+def test_a_model_that_is_at_fault_on_trial_does_not_pass(bench: Bench) -> None:
     bench.engine.switch(bench.running(), trial=TERMS)
+    bench.stub.status, bench.stub.reason = Status.AT_FAULT, "model: it broke"
     bench.infer(1)
 
     assert bench.decisions == [Decision(passed=False, reason="model: it broke")]
 
 
-def test_an_input_that_is_no_number_does_not_end_a_trial(bench: Bench) -> None:
+def test_a_trial_that_takes_too_much_memory_does_not_pass(bench: Bench) -> None:
+    for growth, passed in ((1 << 20, True), ((1 << 20) + 1, False)):
+        bench.decisions.clear()
+        terms = Terms(inferences=5, latency_budget_ms=1000.0, grace_s=60.0, memory_budget_bytes=1 << 20)
+        bench.engine.switch(bench.running(), trial=terms)
+        bench.stub.growth_bytes = growth
+        bench.infer(5)
+        assert [decision.passed for decision in bench.decisions] == [passed]
+
+
+def test_what_is_no_input_does_not_end_a_trial(bench: Bench) -> None:
     bench.engine.switch(bench.running(), trial=TERMS)
-    bench.stub.bad = True
-    bench.stub.value = np.nan
+    bench.stub.status, bench.stub.reason = Status.NO_INPUT, "input: expected finite values, got NaN or infinity"
     bench.infer(3)
     assert bench.decisions == []
     assert "expected finite values" in bench.engine.problem
 
-    bench.stub.bad, bench.stub.value = False, 0.0
+    bench.stub.status = Status.DONE
     bench.infer(5)
 
     assert bench.decisions == [Decision(passed=True)]
+    assert bench.engine.problem == ""
 
 
-def test_a_model_of_two_inputs_gets_both_and_a_source_without_one_ends_no_trial(
+def test_the_rows_of_a_recording_are_asked_for_one_after_the_other_across_a_swap(bench: Bench) -> None:
+    bench.engine.switch(bench.running())
+    first = bench.stub
+    bench.infer(3)
+    bench.engine.switch(bench.running("cd" * 32))
+    bench.infer(2)
+
+    numbers = [int.from_bytes(request.body) for request in (*first.asked, *bench.stub.asked)]
+    assert numbers == [0, 1, 2, 3, 4]
+    assert first.ended
+
+
+# --- crashes
+
+
+def test_a_row_that_ends_what_is_on_trial_is_answered_by_the_good_one_and_told_once(bench: Bench) -> None:
+    bench.engine.switch(bench.running())
+    good = bench.stub
+    bench.engine.switch(bench.running("cd" * 32), trial=TERMS)
+    bench.stub.ends = 99
+
+    bench.infer(3)
+
+    assert bench.troubles == [(Kind.FAULT, "a crash of the runtime by SIGSEGV")]
+    assert (len(bench.stub.asked), len(good.asked)) == (1, 3)
+    assert (bench.engine.inferences, bench.decisions, bench.started) == (3, [], [])
+
+
+def test_a_caller_is_answered_by_the_good_one_when_the_one_on_trial_ends_or_is_at_fault(bench: Bench) -> None:
+    bench.engine.switch(bench.running())
+    for trouble in ("ends", "at fault"):
+        bench.engine.switch(bench.running("cd" * 32), trial=TERMS)
+        bench.stub.ends = trouble == "ends"
+        bench.stub.status = Status.AT_FAULT if trouble == "at fault" else Status.DONE
+
+        reply = bench.engine.infer("strokes", "", head={}, body=b"{}")
+
+        assert (reply.status, reply.manifest, reply.body) == (200, "ab" * 32, b"answer")
+    assert [kind for kind, _ in bench.troubles] == [Kind.FAULT]
+    assert [decision.passed for decision in bench.decisions] == [False]
+
+
+def test_a_request_that_neither_of_them_can_answer_says_nothing_about_the_one_on_trial(bench: Bench) -> None:
+    bench.engine.switch(bench.running())
+    bench.stub.status, bench.stub.reason = Status.AT_FAULT, "an index out of range"
+    bench.engine.switch(bench.running("cd" * 32), trial=TERMS)
+    bench.stub.status = Status.AT_FAULT
+
+    reply = bench.engine.infer("strokes", "", head={}, body=b"{}")
+
+    assert (reply.status, reply.body) == (500, b'{"error": "an index out of range"}')
+    assert (bench.decisions, bench.troubles) == ([], [])
+    bench.stub.status = Status.DONE
+    assert bench.engine.infer("strokes", "", head={}, body=b"{}").manifest == "cd" * 32
+
+
+def test_what_is_committed_is_started_again_and_asked_the_same_once_more(bench: Bench) -> None:
+    bench.engine.switch(bench.running())
+    bench.stub.ends = 1
+    bench.infer(1)
+    assert (bench.engine.word, bench.engine.inferences) == ("restarting", 0)
+
+    bench.infer(1)
+
+    assert bench.started[0].asked == bench.stub.asked
+    assert (bench.engine.word, bench.engine.inferences, bench.engine.crashes, bench.troubles) == ("up", 1, 1, [])
+
+
+def test_three_crashes_of_what_is_committed_are_told_and_a_row_that_ends_it_twice_is_passed_over(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given: list[dict[str, Any]] = []
-    run = bench.stub.run
+    now = [1000.0]
+    monkeypatch.setattr("agent.inference.supervisor.time.monotonic", lambda: now[0])
+    bench.engine.switch(bench.running())
+    bench.stub.ends = 1
+    bench.infer(1)
+    for number, pause in enumerate((0.0, 1.0)):
+        # it is up again, and ends on whatever it is asked
+        now[0] += pause
+        bench.engine._supervisor.mend()
+        bench.started[number].ends = 1
+        bench.infer(1)
 
-    def watched(inputs: dict[str, Any]) -> dict[str, Any]:
-        given.append(inputs)
-        return run(inputs)
+    assert [request.body[-1] for each in (bench.stub, *bench.started) for request in each.asked] == [0, 0, 1]
+    assert bench.troubles == [(Kind.CRASHED, "a crash of the runtime by SIGSEGV")]
+    now[0] += 1.9
+    bench.infer(1)
+    assert len(bench.started) == 2
+    now[0] += 0.2
+    bench.infer(1)
+    assert (len(bench.started), bench.engine.word) == (3, "up")
 
-    monkeypatch.setattr(bench.stub, "run", watched)
-    inputs = (TensorSpec("window", (1, 2), "float32"), TensorSpec("rate", (1,), "float32"))
-    two = replace(bench.running(), manifest=replace(MANIFEST, inputs=inputs))
-    bench.engine.switch(two, trial=TERMS)
-    bench.infer(3)
-    assert (given, bench.decisions) == ([], [])
-    assert bench.engine.problem == "input: expected an array for each input, window, rate too, got X: add it"
 
-    row = {"window": np.zeros((1, 2), np.float32), "rate": np.ones(1, np.float32)}
-    monkeypatch.setattr(bench.stub, "next", lambda: Sample(values=row, truth=None))
-    bench.infer(5)
-    assert all(list(each) == ["window", "rate"] for each in given)
-    assert (bench.decisions, bench.engine.problem) == ([Decision(passed=True)], "")
+def test_a_worker_that_ends_between_two_requests_is_noticed(bench: Bench) -> None:
+    bench.engine.switch(bench.running())
+    bench.stub.ended = "a crash of the runtime by SIGKILL"
+
+    bench.infer(1)
+
+    assert (bench.engine.crashes, bench.engine.word, len(bench.started)) == (1, "up", 1)
+
+
+# --- callers
+
+
+def test_a_version_that_runs_can_be_asked_for_and_another_is_refused(bench: Bench) -> None:
+    with pytest.raises(Unavailable, match="got none yet"):
+        bench.engine.infer("strokes", "", head={}, body=b"")
+    bench.engine.switch(bench.running())
+
+    assert bench.engine.infer("strokes", "1", head={}, body=b"").status == 200
+    for name, version in (("strokes", "2"), ("waves", "")):
+        with pytest.raises(Rejected, match="expected"):
+            bench.engine.infer(name, version, head={}, body=b"")
+    (served,) = bench.engine.serving()
+    assert (served.name, served.version, served.manifest, served.ready) == ("strokes", "1", "ab" * 32, True)
+    assert (served.stateful, served.inputs) == (False, MANIFEST.inputs)
+
+
+def test_only_so_many_callers_wait(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.engine.switch(bench.running())
+    waiting, go = threading.Semaphore(0), threading.Event()
+    ask = bench.stub.ask
+
+    def slow(request: Request, *, patience_s: float) -> Answer:
+        waiting.release()
+        go.wait(20)
+        return ask(request, patience_s=patience_s)
+
+    monkeypatch.setattr(bench.stub, "ask", slow)
+    replies: list[int] = []
+    callers = [
+        threading.Thread(target=lambda: replies.append(bench.engine.infer("strokes", "", head={}, body=b"").status))
+        for _ in range(MAX_CALLERS)
+    ]
+    for caller in callers:
+        caller.start()
+    for _ in callers:
+        assert waiting.acquire(timeout=20)
+
+    with pytest.raises(Unavailable, match="at most 64 requests"):
+        bench.engine.infer("strokes", "", head={}, body=b"")
+    go.set()
+    for caller in callers:
+        caller.join(20)
+    assert replies == [200] * MAX_CALLERS
+
+
+def test_rows_of_a_program_are_counted_if_they_are_of_what_is_committed(bench: Bench) -> None:
+    bench.engine.switch(bench.running())
+
+    assert bench.engine.observe("ab" * 32, Rows(WIDTH, row() * 12))
+    assert not bench.engine.observe("cd" * 32, Rows(WIDTH, row()))
+    for rows in (Rows(WIDTH + 1, bytes(8 * (WIDTH + 1))), Rows(WIDTH, struct.pack("<5d", 0, 9, 0.5, 0, 1))):
+        with pytest.raises(Rejected):
+            bench.engine.observe("ab" * 32, rows)
+
+    assert [(each.window, each.rows, each.correct) for each in bench.windows()] == [(0, 10, 10)]
+    assert bench.engine.inferences == 12
+
+
+def test_rows_of_the_good_one_are_counted_while_another_is_on_trial(bench: Bench) -> None:
+    bench.engine.switch(bench.running())
+    bench.engine.switch(bench.running("cd" * 32), trial=TERMS)
+
+    assert bench.engine.observe("ab" * 32, Rows(WIDTH, row() * 10))
+
+    assert [each.rows for each in bench.windows()] == [10]
+
+
+def test_a_program_that_ended_inside_the_model_is_told(bench: Bench) -> None:
+    bench.engine.switch(bench.running())
+    bench.engine.crashed("cd" * 32, reason="another")
+    bench.engine.crashed("ab" * 32, reason="SIGSEGV")
+    bench.engine.switch(bench.running("cd" * 32), trial=TERMS)
+    bench.engine.crashed("cd" * 32, reason="SIGSEGV")
+
+    assert bench.troubles == [(kind, "a program ended in it: SIGSEGV") for kind in (Kind.CRASHED, Kind.FAULT)]
+
+
+def test_lines_are_taken_when_they_arrive_and_the_oldest_go_first(tmp_path: Path) -> None:
+    bench, lines = Bench(tmp_path), Lines()
+    bench.engine._source = lines
+    bench.engine.switch(bench.running())
+    bench.infer(1)
+    assert bench.stub.asked == []
+    for number in range(300):
+        lines.offer(b"%d" % number)
+
+    bench.infer(300)
+
+    assert [bytes(request.body) for request in bench.stub.asked] == [b"%d" % number for number in range(44, 300)]
+    assert lines.dropped == 44
+
+
+# --- time, disk
 
 
 def test_on_the_real_clock_every_window_has_its_own_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench(tmp_path, event_step_s=0.0)
     bench.engine.switch(bench.running())
     for now in (1000.0, 2000.0):
-        monkeypatch.setattr("agent.engine.time.time", lambda now=now: now)
+        monkeypatch.setattr("agent.inference.engine.time.time", lambda now=now: now)
         bench.infer(10)
 
     times = bench.outbox._db.execute("select event_time from outbox order by sequence").fetchall()

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.fetch import Falsified, Fetched, Stalled, fetch_files
+from agent.fetching.fetch import Falsified, Fetched, Stalled, fetch_files
 from skerry.delivery.chunks import Flow, Progress, Wanted, next_window, spans
 from skerry.delivery.partial import PartialFile
 from skerry.errors import Unavailable

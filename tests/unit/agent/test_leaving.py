@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from agent import leaving
 from agent.__main__ import main
-from agent.identity import Identity, StateFolder, Waiting
-from agent.leaving import begin_to_leave, is_leaving, wipe
+from agent.identity import leaving
+from agent.identity.folder import Identity, StateFolder, Waiting
+from agent.identity.leaving import begin_to_leave, is_leaving, wipe
 from skerry.errors import Broken
 
 IDENTITY = Identity(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.lifecycle import (
+from agent.deployment.lifecycle import (
     MAX_ATTEMPTS,
     TABLE,
     Effect,

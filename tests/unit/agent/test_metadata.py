@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from agent.floor import Floor, advance, parse_moment, read_floor, show_moment
-from agent.metadata import Bounded, Bounds, Either, HeldMetadata, MetadataSource, RetainedMetadata, by_road
-from agent.question import DIRECTOR, IMAGE
+from agent.trust.floor import Floor, advance, parse_moment, read_floor, show_moment
+from agent.trust.metadata import Bounded, Bounds, Either, HeldMetadata, MetadataSource, RetainedMetadata, by_road
+from agent.trust.question import DIRECTOR, IMAGE
 from skerry.errors import Rejected, Unavailable
 from skerry.wire import codec, topics
 from skerry.wire.messages import Index

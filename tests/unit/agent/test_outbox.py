@@ -3,13 +3,16 @@
 import json
 import sqlite3
 from base64 import b64decode
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent.outbox import BATCH_BYTES, BATCH_ENTRIES, KEPT_ACCUMULATORS, OutboxFile, decode_open, encode_open, look
+from agent.telling.outbox import OutboxFile, decode_open, encode_open, look
+from agent.telling.outbox_rows import BATCH_BYTES, BATCH_ENTRIES, KEPT_ACCUMULATORS
 from skerry.errors import Broken
 from skerry.wire.messages import Ack, Entry, Outbox
 
@@ -20,6 +23,14 @@ def bodies(batch: Outbox | None) -> list[bytes]:
     """Return the bodies in a batch."""
     assert batch is not None
     return [b64decode(entry.body) for entry in batch.entries]
+
+
+def flood(outbox: OutboxFile, kinds: Sequence[str], body: bytes) -> None:
+    """Put a row of each of these kinds; no power is cut meanwhile, so nothing need be synced."""
+    outbox._db.execute("pragma synchronous = off")
+    for kind in kinds:
+        outbox.put(kind, body, event_time=1.0)
+    outbox._db.execute("pragma synchronous = full")
 
 
 def drain(outbox: OutboxFile) -> list[Entry]:
@@ -88,8 +99,7 @@ def test_batches_are_bounded_in_entries_and_bytes(tmp_path: Path) -> None:
 def test_without_room_the_oldest_windows_go_first_and_a_gap_record_stands_for_them(tmp_path: Path) -> None:
     outbox = OutboxFile(tmp_path / "outbox.db", quota_bytes=SMALL)
     outbox.put("deployment", b"{}", event_time=1.0)
-    for _ in range(400):
-        outbox.put("window", b"x" * 2000, event_time=1.0)
+    flood(outbox, ["window"] * 400, b"x" * 2000)
     outbox.put("deployment", b"{}", event_time=2.0)
 
     entries = drain(outbox)
@@ -241,8 +251,7 @@ def test_a_control_plane_restored_from_a_copy_hears_what_it_forgot_as_a_gap(tmp_
 
 def test_bit_rot_in_a_gap_record_still_accounts_for_its_whole_run(tmp_path: Path) -> None:
     outbox = OutboxFile(tmp_path / "outbox.db", quota_bytes=SMALL)
-    for _ in range(400):
-        outbox.put("window", b"x" * 2000, event_time=1.0)
+    flood(outbox, ["window"] * 400, b"x" * 2000)
     outbox._db.execute("update outbox set body = x'00' where kind = 'gap'")
 
     entries = drain(outbox)
@@ -251,23 +260,24 @@ def test_bit_rot_in_a_gap_record_still_accounts_for_its_whole_run(tmp_path: Path
     assert (gap["reason"], gap["first"], gap["last"] + 1) == ("damaged", 1, entries[1].sequence)
 
 
-def test_what_is_published_when_the_disk_fills_up_is_not_given_up_meanwhile(
+def test_what_is_said_when_the_disk_fills_up_is_not_given_up_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     outbox = OutboxFile(tmp_path / "outbox.db", quota_bytes=SMALL)
     for _ in range(60):
         outbox.put("window", b"x" * 1000, event_time=1.0)
-    full = sqlite3.OperationalError("database or disk is full")
-    full.sqlite_errorcode = sqlite3.SQLITE_FULL
-    refusals = [full]
-    mark = outbox._set_meta
+    # the freed ballast is not enough, so rows go before the third try
+    refusals = [sqlite3.OperationalError("database or disk is full") for _ in range(2)]
+    choose = outbox._rows.choose
 
-    def refuse_once(key: str, value: str) -> None:
+    def refuse_twice(*, besides: Collection[int], newest: int) -> list[Entry]:
+        entries = choose(besides=besides, newest=newest)
         if refusals:
+            refusals[-1].sqlite_errorcode = sqlite3.SQLITE_FULL
             raise refusals.pop()
-        mark(key, value)
+        return entries
 
-    monkeypatch.setattr(outbox, "_set_meta", refuse_once)
+    monkeypatch.setattr(outbox._rows, "choose", refuse_twice)
     batch = outbox.batch()
 
     assert batch is not None
@@ -314,13 +324,6 @@ def test_a_full_disk_frees_the_ballast_and_gives_up_old_windows(tmp_path: Path) 
     assert "gap" in kinds
 
 
-def test_a_file_that_is_no_database_is_one_clear_line(tmp_path: Path) -> None:
-    (tmp_path / "outbox.db").write_bytes(b"not a database, but long enough to be read as one" * 50)
-
-    with pytest.raises(Broken, match="expected an outbox"):
-        OutboxFile(tmp_path / "outbox.db")
-
-
 def test_status_can_look_without_disturbing(tmp_path: Path) -> None:
     outbox = OutboxFile(tmp_path / "outbox.db")
     outbox.put("window", b"body", event_time=1.0)
@@ -330,3 +333,149 @@ def test_status_can_look_without_disturbing(tmp_path: Path) -> None:
     odd = (tmp_path / "outbox.db").rename(tmp_path / "a#b%41?c.db")
     assert look(odd).rows == {"window": 1}
     assert look(tmp_path / "none.db").rows == {}
+
+
+def test_the_newest_few_can_be_said_before_all_that_came_earlier(tmp_path: Path) -> None:
+    outbox = OutboxFile(tmp_path / "outbox.db")
+    for number in range(10):
+        outbox.put("window", b"%d" % number, event_time=1.0)
+
+    newest = outbox.batch(newest=3)
+    assert bodies(newest) == [b"7", b"8", b"9"]
+    assert bodies(outbox.batch(besides={8, 9, 10})) == [b"%d" % number for number in range(7)]
+
+    outbox.acknowledge(Ack(epoch=outbox.epoch, up_to=0, ranges=((8, 10),), window=8))
+    assert outbox.holds(range(1, 11)) == set(range(1, 8))
+    outbox.acknowledge(Ack(epoch=outbox.epoch, up_to=10, window=8))
+    assert (outbox.depth, outbox.window) == (0, 8)
+
+
+def test_what_was_said_out_of_turn_is_not_given_up_and_the_rest_is(tmp_path: Path) -> None:
+    outbox = OutboxFile(tmp_path / "outbox.db", quota_bytes=SMALL)
+    for _ in range(20):
+        outbox.put("window", b"x" * 2000, event_time=1.0)
+    assert outbox.batch(newest=4) is not None
+    flood(outbox, ["window"] * 400, b"x" * 2000)
+
+    entries = drain(outbox)
+
+    assert [(entry.sequence, entry.kind) for entry in entries[:6]] == [
+        (1, "gap"),
+        *((number, "window") for number in range(17, 21)),
+        (21, "gap"),
+    ]
+
+
+def test_no_more_is_on_its_way_than_a_quarter_of_the_budget(tmp_path: Path) -> None:
+    outbox = OutboxFile(tmp_path / "outbox.db", quota_bytes=SMALL)
+    for _ in range(100):
+        outbox.put("window", b"x" * 3000, event_time=1.0)
+    said: set[int] = set()
+    while batch := outbox.batch(besides=said):
+        said |= {entry.sequence for entry in batch.entries}
+
+    assert 0.2 * outbox.budget_bytes < 3000 * len(said) <= 0.25 * outbox.budget_bytes
+    # what was said is said again all the same
+    assert outbox.batch() is not None
+
+
+@pytest.mark.parametrize(
+    ("flooding", "spared"),
+    [("sample", "window"), ("window", "sample"), ("deployment", "window"), ("window", "deployment")],
+)
+def test_a_flood_of_one_kind_leaves_another_its_share(tmp_path: Path, flooding: str, spared: str) -> None:
+    outbox = OutboxFile(tmp_path / "outbox.db", quota_bytes=SMALL)
+    for _ in range(40):
+        outbox.put(spared, b"y" * 1000, event_time=1.0)
+    flood(outbox, [flooding] * 600, b"x" * 2000)
+
+    entries = drain(outbox)
+
+    assert sum(entry.kind == spared for entry in entries) == 40
+    gaps = [json.loads(b64decode(entry.body)) for entry in entries if entry.kind == "gap"]
+    assert {gap["kind"] for gap in gaps} == {flooding}
+    assert sum(gap["count"] for gap in gaps) + sum(entry.kind == flooding for entry in entries) == 600
+
+
+def test_gap_records_of_kinds_by_turns_do_not_crowd_out_the_rows(tmp_path: Path) -> None:
+    outbox = OutboxFile(tmp_path / "outbox.db", quota_bytes=SMALL)
+    total = 2400
+    flood(outbox, ["sample", "window", "deployment"] * (total // 3), b"x" * 700)
+
+    entries = drain(outbox)
+
+    gaps = [json.loads(b64decode(entry.body)) for entry in entries if entry.kind == "gap"]
+    assert sum(gap["count"] for gap in gaps) + sum(entry.kind != "gap" for entry in entries) == total
+    assert sum(len(b64decode(entry.body)) for entry in entries if entry.kind == "gap") < 0.15 * outbox.budget_bytes
+    assert {entry.kind for entry in entries} == {"sample", "window", "deployment", "gap"}
+
+
+def test_a_damaged_body_is_kept_apart_and_counted(tmp_path: Path) -> None:
+    outbox = OutboxFile(tmp_path / "outbox.db")
+    for number in range(3):
+        outbox.put("window", b"body %d" % number, event_time=1.0)
+    outbox._db.execute("update outbox set body = x'00', event_time = 'never' where sequence = 2")
+    outbox._db.execute("update outbox set kind = 'windoe' where sequence = 3")
+
+    kinds = [entry.kind for entry in drain(outbox)]
+
+    assert kinds == ["window", "gap", "gap"]
+    assert outbox.damaged == 2
+    assert outbox._db.execute("select sequence, body from quarantine").fetchall() == [(2, b"\0"), (3, b"body 2")]
+
+
+def test_a_conflict_among_several_batches_waits_until_the_others_are_settled(tmp_path: Path) -> None:
+    outbox = OutboxFile(tmp_path / "outbox.db")
+    for number in range(6):
+        outbox.put("window", b"%d" % number, event_time=1.0)
+    assert bodies(outbox.batch()) == [b"%d" % number for number in range(6)]
+    outbox.put("deployment", b"later", event_time=1.0)
+    epoch = outbox.epoch
+
+    outbox.acknowledge(Ack(epoch=epoch, up_to=1, new_epoch=True, ranges=((3, 3),), conflicts=(2,), window=8))
+
+    # 4 to 6 may have been merged under their numbers: nothing else is said before that is known
+    assert outbox.epoch == epoch
+    assert bodies(outbox.batch()) == [b"3", b"4", b"5"]
+    outbox.acknowledge(Ack(epoch=epoch, up_to=1, new_epoch=True, ranges=((4, 6),), window=8))
+    assert outbox.epoch != epoch
+    assert bodies(outbox.batch()) == [b"1", b"later"]
+
+
+def test_rows_of_an_agent_before_windows_were_known_are_taken_over(tmp_path: Path) -> None:
+    old = sqlite3.connect(tmp_path / "outbox.db")
+    old.executescript(
+        """
+        create table meta (key text primary key, value text not null) without rowid;
+        create table outbox (sequence integer primary key, kind text not null, priority integer not null,
+            event_time real not null, crc integer not null, body blob not null);
+        insert into meta values ('epoch', 'ab'), ('next_sequence', '4'), ('published', '2');
+        """
+    )
+    for sequence in range(1, 4):
+        row = (sequence, "window", 0, 1.0, crc32(b"%d" % sequence), b"%d" % sequence)
+        old.execute("insert into outbox values (?, ?, ?, ?, ?, ?)", row)
+    old.commit()
+    old.close()
+
+    outbox = OutboxFile(tmp_path / "outbox.db")
+
+    assert outbox.epoch == "ab"
+    assert outbox._db.execute("select sequence, said, priority from outbox").fetchall() == [
+        (1, 1, 1),
+        (2, 1, 1),
+        (3, 0, 1),
+    ]
+    outbox.acknowledge(Ack(epoch="ab", up_to=2))
+    assert bodies(outbox.batch()) == [b"3"]
+
+
+def test_an_answer_to_what_was_never_said_shows_a_restored_copy_and_begins_a_new_epoch(tmp_path: Path) -> None:
+    outbox = OutboxFile(tmp_path / "outbox.db")
+    outbox.put("deployment", b"new", event_time=1.0)
+    epoch = outbox.epoch
+
+    outbox.acknowledge(Ack(epoch=epoch, up_to=1, window=8))
+
+    assert outbox.epoch != epoch
+    assert bodies(outbox.batch()) == [b"new"]

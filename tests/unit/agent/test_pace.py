@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.desired import DesiredFile
-from agent.pace import Bucket, OwnersPace, Wishes, held_back, is_quiet, offset_s
+from agent.fetching.desired import DesiredFile
+from agent.fetching.pace import Bucket, OwnersPace, Wishes, held_back, is_quiet, offset_s
 from skerry.errors import Broken
 from skerry.wire import codec
 from skerry.wire.messages import Desired

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from agent import renewal
-from agent.errand import Tokens
-from agent.floor import advance
-from agent.identity import StateFolder
-from agent.life import Life
-from agent.renewal import Renewal
+from agent.identity import renewal
+from agent.identity.errand import Tokens
+from agent.identity.folder import StateFolder
+from agent.identity.life import Life
+from agent.identity.renewal import Renewal
+from agent.trust.floor import advance
 from skerry.errors import Rejected, Unavailable
-from skerry.wire.messages import Token
+from skerry.wire.enrolment import Token
 
 DAY = 86400.0
 LIFE = Life(begins=100 * DAY, ends=130 * DAY)
@@ -115,7 +115,7 @@ def test_a_silent_broker_casts_doubt_on_the_clock_ever_less_often(
     watch: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [1000.0]
-    monkeypatch.setattr("agent.renewal.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("agent.identity.renewal.time.monotonic", lambda: clock[0])
     watch.renewal._silent_since = clock[0]
     watch.connected = False
     asked = []
@@ -134,7 +134,7 @@ def test_a_silent_broker_casts_doubt_on_the_clock_ever_less_often(
 
 def test_a_token_is_bought_again_before_it_ends(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     bought = iter([Token(token="first", expires_s=900), Token(token="second", expires_s=900)])
-    monkeypatch.setattr("agent.errand.run_errand", lambda *_: next(bought))
+    monkeypatch.setattr("agent.identity.errand.run_errand", lambda *_: next(bought))
     now = [0.0]
     tokens = Tokens(tmp_path, clock=lambda: now[0])
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from agent.lifecycle import Effect, Event, Good, Grant, Kind, State
-from agent.runner import Runner, read_state
+from agent.deployment.lifecycle import Effect, Event, Good, Grant, Kind, State
+from agent.deployment.runner import Runner, read_state
 from skerry.delivery.durable import write_durably
 from skerry.errors import Broken, Rejected, Unavailable
 from skerry.wire.messages import DeploymentEvent
@@ -53,10 +53,12 @@ class World:
         return {}
 
     def decide(self, _state: State) -> Event | None:
-        grant = self.offered[0]
         self.cut("decide")
+        return Event(Kind.ASSIGN, grant=self.offered[0])
+
+    def decided(self) -> None:
+        self.cut("decided")
         self.offered.pop(0)
-        return Event(Kind.ASSIGN, grant=grant)
 
     def perform(self, effect: Effect, state: State) -> Event | None:
         self.cut(f"before {effect.value}")
@@ -108,6 +110,7 @@ def test_a_deployment_is_carried_through_and_every_step_is_said_once(tmp_path: P
 
 MOMENTS = [
     "decide",
+    "decided",
     "announce",
     *(f"{when} {each.value}" for each in Effect if each is not Effect.NONE for when in ("before", "after")),
 ]
@@ -230,7 +233,7 @@ def test_a_disk_that_refuses_the_state_is_asked_again_and_nothing_is_skipped(
         real(*args)
 
     if refused == "write_durably":
-        monkeypatch.setattr("agent.runner.write_durably", every_other_time)
+        monkeypatch.setattr("agent.deployment.runner.write_durably", every_other_time)
     else:
         monkeypatch.setattr(runner, "_announce", every_other_time)
     for _ in range(200):

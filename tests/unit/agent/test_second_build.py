@@ -12,19 +12,20 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
-from agent.assignment import ask_child
-from agent.enrol import make_key_and_request
-from agent.identity import Identity
-from agent.lifecycle import Grant
-from agent.metadata import Bounds, HeldMetadata
-from agent.question import DIRECTOR, IMAGE, Held, Question, Verdict
-from agent.second_build import Bench, Build, measure_both
-from agent.signature import sign
+from agent.deployment.lifecycle import Grant
+from agent.deployment.second_build import Bench, Build, measure_both
+from agent.identity.enrol import make_key_and_request
+from agent.identity.folder import Identity
+from agent.identity.signature import sign
+from agent.trust.assignment import ask_child
+from agent.trust.metadata import Bounds, HeldMetadata
+from agent.trust.question import DIRECTOR, IMAGE, Held, Question, Verdict
 from skerry.errors import Broken, Rejected
 from skerry.wire import codec
+from skerry.wire.enrolment import Anchor
 from skerry.wire.evidence import Evidence, signed_bytes
 from skerry.wire.manifest import Manifest, other_build, target_name
-from skerry.wire.messages import Anchor, Content, Terms
+from skerry.wire.messages import Content, Terms
 from tests.integration.agent.shore import make_artifact
 from tests.tuf_repository import TufRepository, now
 
@@ -56,7 +57,7 @@ def ask(folder: Path, *, listed: tuple[str, ...] = (PATH, OTHER), held: tuple[He
     )
     files = {(IMAGE, name): data for name, data in image.files.items()}
     files |= {(DIRECTOR, name): data for name, data in director.files.items()}
-    return ask_child(question, HeldMetadata(files), bounds=Bounds())
+    return ask_child(question, HeldMetadata(files), bounds=Bounds()).of("")
 
 
 def test_a_build_to_measure_is_trusted_when_both_repositories_mean_it(tmp_path: Path) -> None:

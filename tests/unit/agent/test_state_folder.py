@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from agent.__main__ import main
-from agent.identity import Identity, StateFolder
+from agent.identity.folder import Identity, StateFolder
 from skerry.errors import Broken, Rejected
 
 IDENTITY = Identity(

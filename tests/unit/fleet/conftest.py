@@ -9,7 +9,7 @@ import pytest
 
 from control_plane.link import Outgoing
 from control_plane.plane import Plane
-from control_plane.schema import Device
+from control_plane.schema.devices import Device
 from control_plane.server import make_home, open_plane
 from control_plane.settings import Settings
 

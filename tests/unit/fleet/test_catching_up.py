@@ -1,13 +1,16 @@
 """After a restart the windows of years are read in bites, so that the server still stops and rollouts go on."""
 
 import json
+from datetime import timedelta
 
 import pytest
 from sqlalchemy import select
 
 from control_plane import fleet_drift
 from control_plane.plane import Plane
-from control_plane.schema import Build, Device, Window
+from control_plane.schema.devices import Device
+from control_plane.schema.models import Build
+from control_plane.schema.telemetry import OutboxMark, Window
 from skerry import drift
 from skerry.drift.monitor import Scalar
 
@@ -76,3 +79,38 @@ def test_windows_of_a_second_build_are_judged_by_its_own_monitor(filled: Plane) 
         pass
     (fleet,) = fleet_drift.view(filled).fleets
     assert (fleet.devices, [each.device for each in fleet_drift.view(filled).devices]) == (1, ["gull"])
+
+
+def test_windows_that_came_before_their_turn_wait_for_those_before_them(filled: Plane) -> None:
+    now = filled.clock()
+    with filled.sessions.begin() as session:
+        # all but the first hundred came first, and the device has those still to say
+        late = list(session.scalars(select(Window).where(Window.number < 100)))
+        held = [{name: getattr(row, name) for name in Window.__table__.columns.keys() if name != "id"} for row in late]  # noqa: SIM118 -- not a dict
+        for row in late:
+            session.delete(row)
+        mark = OutboxMark(device="gull", epoch="e1", up_to=0, beyond={"101": WINDOWS}, first_seen=now)
+        session.add(mark)
+    while fleet_drift.tick(filled):
+        pass
+    assert fleet_drift.view(filled).fleets == ()
+
+    with filled.sessions.begin() as session:
+        session.add_all(Window(**{**values, "merged_at": now}) for values in held)
+        session.get_one(OutboxMark, ("gull", "e1")).up_to = WINDOWS
+    while fleet_drift.tick(filled):
+        pass
+
+    (device,) = fleet_drift.view(filled).devices
+    assert (device.windows, device.last_window) == (WINDOWS, WINDOWS - 1)
+
+
+def test_windows_before_their_turn_do_not_wait_for_an_epoch_that_has_ended(filled: Plane) -> None:
+    now = filled.clock()
+    with filled.sessions.begin() as session:
+        session.add(OutboxMark(device="gull", epoch="e1", up_to=5, beyond={"7": WINDOWS}, first_seen=now))
+        session.add(OutboxMark(device="gull", epoch="e2", up_to=5, first_seen=now + timedelta(seconds=1)))
+    while fleet_drift.tick(filled):
+        pass
+    (device,) = fleet_drift.view(filled).devices
+    assert device.windows == WINDOWS

@@ -13,7 +13,10 @@ from sqlalchemy import select
 from control_plane import evidence
 from control_plane.ingest import handle
 from control_plane.plane import Plane
-from control_plane.schema import Deployment, Device, Event, Gap, Release, Rollout
+from control_plane.schema.devices import Device
+from control_plane.schema.releases import Deployment, Release, Rollout
+from control_plane.schema.telemetry import Gap
+from control_plane.schema.work import Event
 from skerry.wire import codec, messages, topics
 from skerry.wire.evidence import BuildRun, Evidence, Race, SignedEvidence, signed_bytes
 

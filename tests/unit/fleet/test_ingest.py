@@ -10,12 +10,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import func, select
 
-from control_plane import ingest
+from control_plane import ingest, samples
 from control_plane.ingest import handle
+from control_plane.outbox_intake import BATCHES_IN_FLIGHT
 from control_plane.plane import Plane
-from control_plane.schema import Deployment, Device, Event, Gap, OutboxMark, Release, Rollout, Window
+from control_plane.schema.devices import Device
+from control_plane.schema.releases import Deployment, Release, Rollout
+from control_plane.schema.telemetry import Gap, OutboxMark, Sample, Window
+from control_plane.schema.work import Event
 from skerry.wire import codec, messages, topics
+from skerry.wire.batch import encode_batch
+from skerry.wire.manifest import Manifest, SamplePolicy
 from skerry.wire.report import WindowReport, encode_report
+from skerry.wire.sample import Sample as Said
+from skerry.wire.sample import encode_sample
 
 GULL = topics.identity("watch", "gull")
 
@@ -156,6 +164,102 @@ def test_an_entry_of_a_kind_from_the_future_is_acknowledged_and_told(plane: Plan
     assert "'poem'" in texts(plane, "refused")[0]
 
 
+def test_what_is_heard_out_of_turn_is_acknowledged_in_ranges_as_far_as_it_was_in_the_batch(plane: Plane) -> None:
+    ack = say(plane, [entry(number, "window", window(number)) for number in (4, 5, 6, 9)])
+    assert (ack.up_to, ack.ranges, ack.window) == (0, ((4, 6), (9, 9)), BATCHES_IN_FLIGHT)
+    ack = say(plane, [entry(2, "window", window(2))])
+    assert (ack.up_to, ack.ranges) == (0, ((2, 2),))
+    ack = say(plane, [entry(number, "window", window(number)) for number in (1, 3, 9)])
+    assert (ack.up_to, ack.ranges) == (6, ((9, 9),))
+
+
+def test_a_packed_batch_is_taken_in_like_a_plain_one(plane: Plane) -> None:
+    outbox = messages.Outbox(epoch="e1", entries=(entry(1, "window", window(0)), entry(2, "window", window(1))))
+    (reply,) = handle(plane, topics.up(GULL, "outbox"), encode_batch(outbox, packed=True))
+    assert codec.decode(messages.Ack, reply.payload).up_to == 2
+    assert say(plane, list(outbox.entries)).up_to == 2
+    with plane.readers() as session:
+        assert session.scalars(select(Window.number)).all() == [0, 1]
+
+
+def test_each_answer_of_an_epoch_with_a_conflict_says_so_and_hides_it_behind_no_later_number(plane: Plane) -> None:
+    say(plane, [entry(number, "window", window(number)) for number in (1, 2, 3)])
+    ack = say(plane, [entry(1, "window", window(1)), entry(2, "window", window(2, rows=20))])
+    assert (ack.up_to, ack.new_epoch, ack.conflicts, ack.ranges) == (1, True, (2,), ())
+    # that answer is lost; another batch is answered
+    ack = say(plane, [entry(3, "window", window(3)), entry(4, "window", window(4))])
+    assert (ack.up_to, ack.new_epoch, ack.conflicts, ack.ranges) == (1, True, (), ((3, 4),))
+
+
+def test_another_deployment_event_under_the_same_number_is_a_conflict_too(plane: Plane, deployment: str) -> None:
+    say(plane, [entry(1, "deployment", moved(deployment, "fetching"))])
+    assert say(plane, [entry(1, "deployment", moved(deployment, "fetching"))]).new_epoch is False
+    assert say(plane, [entry(1, "deployment", moved(deployment, "trial"))]).conflicts == (1,)
+
+
+def test_a_gap_that_reaches_over_what_was_heard_counts_the_rest(plane: Plane) -> None:
+    say(plane, [entry(number, "window", window(number)) for number in (2, 4)])
+    gap = messages.Gap(kind="window", first=1, last=5, count=5, reason="damaged")
+    assert say(plane, [entry(1, "gap", codec.encode(gap))]).up_to == 5
+    longer = changed(gap, last=7, count=7)
+    assert say(plane, [entry(1, "gap", codec.encode(longer))]).up_to == 7
+    with plane.readers() as session:
+        (row,) = session.scalars(select(Gap)).all()
+    assert (row.first, row.last, row.count) == (1, 7, 5)
+
+
+def sample(window: int = 3, **inputs: bytes) -> bytes:
+    """Return the body of a sample."""
+    return encode_sample(Said("ab" * 8, window, inputs=inputs or {"x": b"1234"}))
+
+
+@pytest.fixture
+def allowing(plane: Plane) -> Plane:
+    """Return the plane with a build whose manifest begins with `abab...` and allows two rows of `x`."""
+    policy = SamplePolicy(rows_per_window=2, inputs=("x",), max_bytes=8)
+    manifest = Manifest("m", 1, "p", "r", "m", "g", "g", (), (), (), {}, {}, {}, (), 1.0, "", samples=policy)
+    samples._policies.clear()
+    samples._policies["ab" * 8] = codec.decode(Manifest, codec.encode(manifest)).samples
+    return plane
+
+
+def test_a_sample_that_its_manifest_allows_is_stored(allowing: Plane) -> None:
+    assert say(allowing, [entry(1, "sample", sample())]).up_to == 1
+    with allowing.readers() as session:
+        (row,) = session.scalars(select(Sample)).all()
+        assert samples.counts(session) == {("gull", "e1"): (1, 0)}
+    assert (row.window, row.size_bytes, row.reason) == (3, 4, "")
+    assert allowing.blobs.get(row.blob) == sample()
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [(sample(y=b"1"), "allows x, got y"), (sample(x=b"123456789"), "allows 8 bytes, got 9")],
+)
+def test_a_sample_that_its_manifest_does_not_allow_is_quarantined_counted_and_not_kept(
+    allowing: Plane, body: bytes, reason: str
+) -> None:
+    before = sum(1 for each in allowing.home.path.rglob("*") if each.is_file())
+    assert say(allowing, [entry(1, "sample", body)]).up_to == 1
+    with allowing.readers() as session:
+        (row,) = session.scalars(select(Sample)).all()
+        assert samples.counts(session) == {("gull", "e1"): (0, 1)}
+    assert reason in row.reason
+    assert row.blob == ""
+    assert reason in texts(allowing, "quarantine")[0]
+    assert sum(1 for each in allowing.home.path.rglob("*") if each.is_file()) <= before + 2  # the database's own
+
+
+def test_more_samples_of_a_window_than_allowed_and_those_of_strangers_are_quarantined(allowing: Plane) -> None:
+    say(allowing, [entry(number, "sample", sample(x=b"%d" % number)) for number in (1, 2, 3)])
+    say(allowing, [entry(4, "sample", sample(4))])
+    say(allowing, [entry(5, "sample", encode_sample(Said("cd" * 8, 1, inputs={"x": b"1"})))])
+    with allowing.readers() as session:
+        rows = session.scalars(select(Sample).order_by(Sample.sequence)).all()
+    assert [bool(row.blob) for row in rows] == [True, True, False, True, False]
+    assert "none of this project's" in rows[-1].reason
+
+
 @pytest.fixture
 def deployment(plane: Plane) -> str:
     """Return the id of a deployment of gull that is assigned."""
@@ -221,10 +325,11 @@ def test_the_reported_half_of_the_twin_is_kept_and_a_last_will_only_ends_the_con
     assert texts(plane, "device") == ["gull is online", "gull is offline"]
 
 
-def test_an_answer_becomes_an_event(plane: Plane) -> None:
+def test_an_answer_to_what_nobody_asked_is_refused(plane: Plane) -> None:
     answer = messages.Answer(id="q1", ok=True, result={"free": 3})
     assert handle(plane, topics.up(GULL, "answer"), codec.encode(answer)) == []
-    assert texts(plane, "answer") == ["gull: request q1 done"]
+    assert texts(plane, "answer") == []
+    assert texts(plane, "refused") == ["gull: answer: expected one to a request to gull, got 'q1'"]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ import pytest
 from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
 
-from control_plane.schema import Device, Table
+from control_plane.schema.devices import Device
+from control_plane.schema.tables import Table
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 

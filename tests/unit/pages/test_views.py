@@ -11,7 +11,11 @@ from control_plane.fleet_drift import DeviceDrift, FleetDrift, View
 from control_plane.pages.build_matrix import build_matrix, size
 from control_plane.pages.drift_views import drift
 from control_plane.pages.views import ago, fleet, rollouts, timeline
-from control_plane.schema import Build, Deployment, Device, Event, Finding, ModelVersion, Release, Rollout, Wave, Window
+from control_plane.schema.devices import Device
+from control_plane.schema.models import Build, ModelVersion
+from control_plane.schema.releases import Deployment, Release, Rollout, Wave
+from control_plane.schema.telemetry import Finding, Window
+from control_plane.schema.work import Event
 
 Add = Callable[..., Device]
 

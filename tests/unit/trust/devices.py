@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from control_plane import enrolment, proofs
 from control_plane.enrolment import Invitation
 from control_plane.plane import Plane
-from skerry.wire.messages import Enrolled, EnrolRequest, RenewRequest, TokenRequest
+from skerry.wire.enrolment import Enrolled, EnrolRequest, RenewRequest, TokenRequest
 from skerry.wire.proof import RENEW, TOKEN, proof_text
 
 PROFILE = "x86-64-gateway"

@@ -13,7 +13,8 @@ from control_plane import events
 from control_plane.database import alembic_config, open_database, readers
 from control_plane.home import create_home, finish_home, open_home
 from control_plane.plane import Plane
-from control_plane.schema import Device, Wave
+from control_plane.schema.devices import Device
+from control_plane.schema.releases import Wave
 from control_plane.settings import Settings, load_settings, save_settings
 from skerry.errors import Broken, Rejected
 

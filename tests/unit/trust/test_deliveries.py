@@ -21,7 +21,10 @@ from control_plane.keys import sign_payload
 from control_plane.link import IN_FLIGHT, Outgoing
 from control_plane.plane import Plane
 from control_plane.rollout_planner import WaveRequest
-from control_plane.schema import Build, Device, DeviceToken, Job, MadeDelta, ModelVersion, Publication
+from control_plane.schema.delivery import MadeDelta, Publication
+from control_plane.schema.devices import Device, DeviceToken
+from control_plane.schema.models import Build, ModelVersion
+from control_plane.schema.work import Job
 from control_plane.settings import Settings
 from skerry.delivery.delta import apply_delta
 from skerry.delivery.sealed import open_chunk, open_key

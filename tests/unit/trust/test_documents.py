@@ -20,7 +20,7 @@ from control_plane.making import Making, Part
 from control_plane.plane import Plane
 from control_plane.provenance import provenance
 from control_plane.refusals import Unknown
-from control_plane.schema import Build
+from control_plane.schema.models import Build
 from control_plane.toolchain import revision, toolchain
 from skerry import __version__
 from tests.unit.trust.test_repositories import release, sign, train

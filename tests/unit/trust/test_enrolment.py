@@ -14,9 +14,10 @@ from control_plane import enrolment
 from control_plane.enrolment import Invitation
 from control_plane.plane import Plane
 from control_plane.refusals import Conflict, Forbidden
-from control_plane.schema import ClaimToken, Device, Event
+from control_plane.schema.devices import ClaimToken, Device
+from control_plane.schema.work import Event
 from skerry.errors import Rejected
-from skerry.wire.messages import EnrolRequest
+from skerry.wire.enrolment import EnrolRequest
 
 PROFILE = "x86-64-gateway"
 

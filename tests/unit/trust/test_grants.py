@@ -18,7 +18,8 @@ from control_plane.keys import sign_payload
 from control_plane.online_keys import OnlineSigners
 from control_plane.plane import Plane
 from control_plane.refusals import Conflict, Unknown
-from control_plane.schema import ModelVersion, Release
+from control_plane.schema.models import ModelVersion
+from control_plane.schema.releases import Release
 from skerry.errors import Rejected
 from skerry.wire.manifest import GRANTED_UNTIL
 

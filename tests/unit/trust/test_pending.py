@@ -11,9 +11,10 @@ from sqlalchemy.orm import Session
 from control_plane import enrolment, groups, pending, revocation
 from control_plane.plane import Plane
 from control_plane.refusals import Conflict, Forbidden, Unknown
-from control_plane.schema import Device, Event, PendingClaim
+from control_plane.schema.devices import Device, PendingClaim
+from control_plane.schema.work import Event
 from skerry.errors import Rejected
-from skerry.wire.messages import TicketRequest
+from skerry.wire.enrolment import TicketRequest
 from tests.unit.trust.devices import PROFILE, Key, claim
 
 NAME = "wearer-8"

@@ -13,9 +13,9 @@ from sqlalchemy.orm import Session
 from control_plane import authority, proofs, revocation
 from control_plane.plane import Plane
 from control_plane.refusals import Forbidden, TooMany
-from control_plane.schema import Device, DeviceToken, SpentNonce
+from control_plane.schema.devices import Device, DeviceToken, SpentNonce
 from skerry.errors import Broken, Rejected
-from skerry.wire.messages import TokenRequest
+from skerry.wire.enrolment import TokenRequest
 from tests.unit.trust.devices import Key, claim, renew
 
 NAME = "wearer-8"

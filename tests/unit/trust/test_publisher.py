@@ -12,7 +12,10 @@ from control_plane import director, publication, publisher, releases
 from control_plane.keys import sign_payload
 from control_plane.link import Message, Outgoing
 from control_plane.plane import Plane
-from control_plane.schema import Build, Device, ModelVersion, Publication, Release
+from control_plane.schema.delivery import Publication
+from control_plane.schema.devices import Device
+from control_plane.schema.models import Build, ModelVersion
+from control_plane.schema.releases import Release
 from control_plane.sealing import seal
 from skerry.delivery.sealed import open_chunk
 from skerry.wire.manifest import CHUNK_BYTES, SEALED_CHUNK_BYTES, SEALING_BYTES

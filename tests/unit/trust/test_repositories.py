@@ -16,7 +16,9 @@ from control_plane.key_files import load_signer, read_keys
 from control_plane.keys import sign_payload
 from control_plane.plane import Plane
 from control_plane.refusals import Forbidden, Unknown
-from control_plane.schema import Build, Device, ModelVersion, Release
+from control_plane.schema.devices import Device
+from control_plane.schema.models import Build, ModelVersion
+from control_plane.schema.releases import Release
 from skerry.errors import Rejected
 from skerry.wire.messages import Assign, Terms
 from tests.device_keys import PUBLIC
@@ -25,14 +27,16 @@ Look = Callable[..., Updater]
 DAY = timedelta(days=1)
 
 
-def train(plane: Plane, session: Session, version: int, *, gate: str = "passed") -> str:
+def train(plane: Plane, session: Session, version: int, *, gate: str = "passed", name: str = "gestures") -> str:
     """Record a model version with one build; return the SHA-256 of its manifest."""
     now = plane.clock()
-    manifest, model = plane.blobs.put(b"manifest %d" % version), plane.blobs.put(b"model %d" % version)
-    session.add(ModelVersion(model="gestures", version=version, dataset="d", bundle=model, trained_at=now))
+    other = b"" if name == "gestures" else b" of " + name.encode()
+    manifest = plane.blobs.put(b"manifest %d" % version + other)
+    model = plane.blobs.put(b"model %d" % version + other)
+    session.add(ModelVersion(model=name, version=version, dataset="d", bundle=model, trained_at=now))
     session.add(
         Build(
-            model="gestures",
+            model=name,
             version=version,
             profile="x86-64-gateway",
             gate=gate,
@@ -52,11 +56,11 @@ def sign(plane: Plane, session: Session, keys: Path, name: str) -> Release:
     return releases.get(session, name)
 
 
-def release(plane: Plane, session: Session, keys: Path, version: int) -> str:
+def release(plane: Plane, session: Session, keys: Path, version: int, *, name: str = "gestures") -> str:
     """Train, stage and sign a version; return its target."""
-    train(plane, session, version)
-    releases.stage(plane, session, model="gestures", version=version)
-    return releases.target_path(sign(plane, session, keys, f"gestures-{version}"), "x86-64-gateway")
+    train(plane, session, version, name=name)
+    releases.stage(plane, session, model=name, version=version)
+    return releases.target_path(sign(plane, session, keys, f"{name}-{version}"), "x86-64-gateway")
 
 
 def image(device: Look, session: Session, name: str = "image") -> Updater:
@@ -365,7 +369,7 @@ def test_an_assignment_signed_by_another_key_is_refused(
 
 def test_the_anchor_is_what_the_first_trust_of_a_device_is(founded: Plane, session: Session) -> None:
     from skerry.wire.codec import decode
-    from skerry.wire.messages import Anchor
+    from skerry.wire.enrolment import Anchor
 
     anchor = decode(Anchor, founded.home.anchor.read_bytes())
 

@@ -13,7 +13,7 @@ from control_plane import director, proofs, revocation
 from control_plane.ingest import handle
 from control_plane.plane import Plane
 from control_plane.refusals import Conflict, Forbidden, Unknown
-from control_plane.schema import Device, DeviceToken, RevokedCertificate
+from control_plane.schema.devices import Device, DeviceToken, RevokedCertificate
 from skerry.delivery.sealed import open_key
 from skerry.errors import Rejected
 from skerry.wire import codec

@@ -29,7 +29,10 @@ from control_plane.plane import Plane
 from control_plane.refusals import Conflict, Unknown
 from control_plane.replacements import Good, choose
 from control_plane.rollout_planner import WaveRequest
-from control_plane.schema import Build, Deployment, Device, Event, ModelVersion, Release, Rollout
+from control_plane.schema.devices import Device
+from control_plane.schema.models import Build, ModelVersion
+from control_plane.schema.releases import Deployment, Release, Rollout
+from control_plane.schema.work import Event
 from skerry.errors import Rejected
 from tests.unit.trust.test_repositories import enrol, image, release, sign, train
 

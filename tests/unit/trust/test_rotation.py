@@ -19,7 +19,7 @@ from control_plane.next_roots import RootsFile
 from control_plane.online_keys import OnlineSigners
 from control_plane.plane import Plane
 from control_plane.refusals import Conflict, Forbidden, Unknown
-from control_plane.schema import Device
+from control_plane.schema.devices import Device
 from control_plane.staging import Edit
 from skerry.errors import Rejected
 from skerry.wire.messages import Assign

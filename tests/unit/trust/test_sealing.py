@@ -10,7 +10,8 @@ from sqlalchemy.orm import Session
 from control_plane import director, sealing
 from control_plane.plane import Plane
 from control_plane.refusals import Conflict, Unknown
-from control_plane.schema import Device, SealedArtifact
+from control_plane.schema.delivery import SealedArtifact
+from control_plane.schema.devices import Device
 from skerry.delivery.sealed import open_key
 from skerry.errors import Rejected
 from skerry.wire.messages import Content, Terms

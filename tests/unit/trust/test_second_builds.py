@@ -9,16 +9,17 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from sqlalchemy import create_engine, text
 from sqlalchemy.orm import Session
 
-from agent.enrol import make_key_and_request
+from agent.identity.enrol import make_key_and_request
 from control_plane import enrolment, image_repository, releases, retention
 from control_plane.builds import find_build
 from control_plane.database import alembic_config
 from control_plane.keys import sign_payload
 from control_plane.plane import Plane
 from control_plane.releases import DOCUMENTS
-from control_plane.schema import Build, Device, ModelVersion
+from control_plane.schema.devices import Device
+from control_plane.schema.models import Build, ModelVersion
 from control_plane.second_builds import contests
-from skerry.wire.messages import EnrolRequest
+from skerry.wire.enrolment import EnrolRequest
 
 PROFILE = "arm64-board"
 

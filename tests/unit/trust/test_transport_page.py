@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.config import Config
-from agent.pace import MAX_JITTER_S, Wishes
+from agent.fetching.pace import MAX_JITTER_S, Wishes
 from control_plane import delta_job, desired, publication, retention, transport
 from control_plane.settings import BROKER_PRESETS, Settings
 from skerry.wire.profile import Profile, TransportLimits

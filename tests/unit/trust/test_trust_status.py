@@ -11,7 +11,8 @@ from sqlalchemy.orm import Session
 from control_plane import grants, image_repository, staging, trust_status
 from control_plane.keys import sign_payload
 from control_plane.plane import Plane
-from control_plane.schema import Event, ModelVersion
+from control_plane.schema.models import ModelVersion
+from control_plane.schema.work import Event
 
 DAY = timedelta(days=1)
 

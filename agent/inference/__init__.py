@@ -1,0 +1,1 @@
+"""Inference in supervised workers: who answers, what is counted, when a model is trusted."""

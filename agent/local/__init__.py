@@ -1,0 +1,1 @@
+"""The local face: what programs on this device ask the models, over HTTP."""

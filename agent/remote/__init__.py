@@ -1,0 +1,1 @@
+"""What an operator may ask of this device from afar, and how it answers."""

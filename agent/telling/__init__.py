@@ -1,0 +1,1 @@
+"""What this device says: its outbox, until heard, and the reported half of its twin."""

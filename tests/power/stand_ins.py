@@ -1,0 +1,114 @@
+"""Stands in for what a restart in process cannot afford a thousand times: child processes, and running a model.
+
+The judge is the real one, in this process. Chunks are opened by looking them up. No model is loaded: what a model would
+do is known from its manifest's digest, for the artifacts are those of the recording. Everything that touches the state
+folder is the agent's own.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
+from typing import Any, Self, cast
+from unittest.mock import patch
+
+from tuf.api.exceptions import DownloadError, DownloadHTTPError
+from tuf.ngclient.fetcher import FetcherInterface
+
+from agent.inference.loading import Loader
+from agent.inference.probing import Measured
+from agent.inference.supervisor import Running
+from agent.inference.workers import Worker
+from agent.trust.decision import judge
+from agent.trust.metadata import Bounded, Bounds, MetadataSource
+from agent.trust.question import DIRECTOR, IMAGE, Judgement, Question
+from skerry.delivery.slots import Slots
+from skerry.errors import Unavailable
+from skerry.wire.manifest import Manifest
+
+
+class _Fetcher(FetcherInterface):
+    def __init__(self, source: MetadataSource, repository: str) -> None:
+        self._source = source
+        self._repository = repository
+
+    def _fetch(self, url: str) -> Iterator[bytes]:
+        raise NotImplementedError(url)
+
+    def download_bytes(self, url: str, max_length: int) -> bytes:
+        name = url.rsplit("/", 1)[-1]
+        try:
+            data = self._source.fetch(self._repository, name, limit=max_length)
+        except Unavailable as error:
+            raise DownloadError(str(error)) from error
+        if data is None:
+            raise DownloadHTTPError(name, 404)
+        return data
+
+
+def judge_here(question: Question, source: MetadataSource, *, bounds: Bounds | None = None) -> Judgement:
+    """Judge as `agent.trust.trust_child` does, without a process for it."""
+    bounded = Bounded(source, bounds or Bounds())
+    return judge(question, image=_Fetcher(bounded, IMAGE), director=_Fetcher(bounded, DIRECTOR))
+
+
+def _unsealer(opened: Mapping[bytes, bytes]) -> type[Any]:
+    class Unsealer:
+        def __init__(self, _content_key: str, **_: object) -> None: ...
+
+        def __enter__(self) -> Self:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def open(self, sealed: bytes, **_: object) -> bytes | None:
+            return opened.get(sealed)
+
+    return Unsealer
+
+
+class Loop:
+    """An engine that runs nothing: it knows what runs, and how a trial of it ends."""
+
+    def __init__(self, decide: Callable[[str], None]) -> None:
+        self._decide = decide
+        self.running: Any = None
+        self.trial_latency_us = 0
+
+    def switch(self, running: Any, *, trial: Any = None) -> None:
+        """Note what runs; a trial ends at once."""
+        self.running = running
+        if running is not None and trial is not None:
+            self._decide(running.digest)
+
+    def roll_back(self, _digest: str) -> bool:
+        """Nothing is up beside a trial."""
+        return False
+
+    def commit(self) -> None:
+        """Nothing is counted here."""
+
+
+class _Loader(Loader):
+    """Loads what is in a slot as the agent does, up to the worker."""
+
+    def __init__(self, slots: Slots, *, rest_key_file: str) -> None:
+        super().__init__(slots, rest_key_file=rest_key_file)
+        self.start = lambda _: cast("Worker", SimpleNamespace(close=lambda: None))
+
+    def open_replayed(self, name: str, manifest: Manifest) -> Running:
+        return self.open(name, manifest)
+
+
+@contextmanager
+def standing_in(opened: Mapping[bytes, bytes]) -> Iterator[None]:
+    """Put the stand-ins into the agent's modules."""
+    replaced = {
+        "agent.trust.judging.ask_child": judge_here,
+        "agent.fetching.delivery.Unsealer": _unsealer(opened),
+        "agent.deployment.effects.probe_model": lambda *_, **__: Measured(latency_p50_us=1, peak_rss_bytes=1),
+        "agent.deployment.effects.Loader": _Loader,
+    }
+    with ExitStack() as stack:
+        for name, stand_in in replaced.items():
+            stack.enter_context(patch(name, stand_in))
+        yield
