@@ -64,7 +64,9 @@ class Relay:
             return
         pair = {writer, far_writer}
         self._writers |= pair
-        await asyncio.gather(_pump(reader, far_writer), _pump(far_reader, writer))
+        # cancelled when the relay ends: a task that ended so would be told of as a fault
+        with suppress(asyncio.CancelledError):
+            await asyncio.gather(_pump(reader, far_writer), _pump(far_reader, writer))
         self._writers -= pair
 
 

@@ -401,11 +401,15 @@ class Device:
             *("--broker", f"{self.scheme}://127.0.0.1:{self.port}"),
         ]
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(command, stderr=log, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+            self._process = subprocess.Popen(
+                command, stderr=log, env={**os.environ, "PYTHONUNBUFFERED": "1"}, start_new_session=True
+            )
         return self
 
     def kill(self) -> None:
-        """Pull the plug."""
+        """Pull the plug: of all that the agent has started, too."""
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._end(signal.SIGKILL)
 
     def stop(self) -> int:

@@ -19,6 +19,8 @@ Output = pytest.CaptureFixture[str]
 RECIPE = {"hidden": [8], "max_iter": 60, "validation_groups": [4, 5]}
 PROFILE = "x86-64-gateway"
 
+pytestmark = pytest.mark.long
+
 
 def build(coast: Coast, version: int) -> None:
     """Train and compile the next version, for a gateway."""

@@ -22,6 +22,8 @@ from tests.integration.fleet.conftest import Coast, recordings
 PROFILES = ("x86-64-gateway", "arm64-board")
 RECIPE = {"hidden": [8], "max_iter": 60, "validation_groups": [4, 5]}
 
+pytestmark = pytest.mark.long
+
 
 @dataclass
 class Gull:

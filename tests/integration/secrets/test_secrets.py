@@ -16,7 +16,7 @@ from control_plane.settings import load_settings
 from skerry.wire.join import parse_join
 from tests.integration.secrets.loop import PASSPHRASE, Loop, run_loop
 
-pytestmark = [pytest.mark.broker, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.broker, pytest.mark.long, pytest.mark.timeout(300)]
 PRIVATE = re.compile(rb"-----BEGIN (?:ENCRYPTED )?PRIVATE KEY-----(.*?)-----END", re.DOTALL)
 
 
