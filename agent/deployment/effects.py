@@ -26,7 +26,7 @@ from agent.trust.judging import Judge, held_manifests
 from skerry.delivery.slots import NAMES, Mark, Pointer, Slots
 from skerry.errors import Broken, Rejected
 from skerry.wire.evidence import SignedEvidence
-from skerry.wire.manifest import CHUNK_BYTES, Manifest
+from skerry.wire.manifest import Manifest
 
 _log = logging.getLogger("skerry.agent.effects")
 
@@ -178,9 +178,7 @@ class DeviceEffects:
         """Fetch the manifest, one chunk, and see whether it fits this device."""
         if grant.manifest == state.good.manifest and self._slots.active:
             return Event(Kind.PRESENT)
-        if not 0 < grant.length <= CHUNK_BYTES:
-            raise Rejected(f"manifest: expected 1 to {CHUNK_BYTES} bytes, got {grant.length}")
-        fetched = self.delivery.fetch([manifest_entry(grant)], grant)
+        fetched = self.delivery.fetch_manifest(grant)
         if fetched is None:
             return Event(Kind.UNAVAILABLE)
         manifest = self.delivery.manifest(grant)

@@ -26,7 +26,7 @@ from skerry.delivery.partial import PartialFile
 from skerry.delivery.slots import MANIFEST, Slots
 from skerry.errors import Rejected
 from skerry.wire import codec
-from skerry.wire.manifest import FileEntry, Manifest
+from skerry.wire.manifest import CHUNK_BYTES, FileEntry, Manifest
 from skerry.wire.messages import Content, Delta
 
 _log = logging.getLogger("skerry.agent.delivery")
@@ -95,6 +95,12 @@ class Delivery:
             # what was asked for in vain was a shorter way, and is needed no more
             self.stalled = ""
         return self.received if fetched.complete else None
+
+    def fetch_manifest(self, grant: Grant) -> int | None:
+        """Fetch the manifest, one chunk, as `fetch` does; raises `Rejected` too when it is said to be longer."""
+        if not 0 < grant.length <= CHUNK_BYTES:
+            raise Rejected(f"manifest: expected 1 to {CHUNK_BYTES} bytes, got {grant.length}")
+        return self.fetch([manifest_entry(grant)], grant)
 
     def part(self, entry: FileEntry) -> PartialFile:
         """Return a file, as far as it is here."""

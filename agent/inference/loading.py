@@ -54,7 +54,7 @@ class Loader:
             answer = running.worker.ask(Request(Verb.REPLAY, b"{}" if self.keep_golden else b""), patience_s=REPLAY_S)
             check_answer(answer)
             check_rows(answer.rows, manifest, digest=running.digest)
-        except BaseException:
+        except BaseException:  # whatever it was, also an interrupt: a worker that nobody holds must not run on
             running.worker.close()
             raise
         return running

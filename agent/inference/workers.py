@@ -220,7 +220,7 @@ def start_worker(given: Given) -> Worker:
         head["limits"] = asdict(given.limits)
     try:
         worker.load(Request(Verb.LOAD, write_head(head), given.manifest))
-    except BaseException:
+    except BaseException:  # whatever it was, also an interrupt: a process that nobody holds must not run on
         worker.close()
         raise
     return worker

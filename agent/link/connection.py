@@ -224,7 +224,7 @@ class Connection:
         try:
             self._ears.let_in()
             self._let_in = True
-        except Exception:
+        except Exception:  # raised again below, and counted by whoever guards this callback
             # half a beginning is none: the next connection may have a whole one
             self._refusal = "a fault of this program"
             self._over.set()

@@ -86,7 +86,7 @@ def pass_through(
         try:
             _ask_for_tunnel(sock, proxy, host, port, deadline=deadline)
             sock.settimeout(timeout_s)
-        except BaseException:
+        except BaseException:  # whatever it was, also an interrupt: a socket that nobody holds must not stay open
             sock.close()
             raise
     except OSError as error:

@@ -24,7 +24,7 @@ from agent.upkeep.launcher import Home, forget_given_up, given_up, note_healthy
 from agent.upkeep.wheels import BadWheel, make_environment, python_of
 from skerry.delivery.slots import NAMES, Mark, Slots
 from skerry.errors import Broken, Rejected
-from skerry.wire.manifest import CHUNK_BYTES, Manifest
+from skerry.wire.manifest import Manifest
 from skerry.wire.messages import AGENT, VERSION
 
 # it loads each committed model
@@ -128,11 +128,9 @@ class OwnEffects:
     def _describe(self, state: State, grant: Grant) -> Event:
         if grant.manifest == state.good.manifest and self._slots.active:
             return Event(Kind.PRESENT)
-        if not 0 < grant.length <= CHUNK_BYTES:
-            raise Rejected(f"manifest: expected 1 to {CHUNK_BYTES} bytes, got {grant.length}")
         # it is assigned anew: what happened before counts no more
         forget_given_up(self._home, grant.manifest)
-        fetched = self.delivery.fetch([manifest_entry(grant)], grant)
+        fetched = self.delivery.fetch_manifest(grant)
         if fetched is None:
             return Event(Kind.UNAVAILABLE)
         manifest = self.delivery.manifest(grant)

@@ -12,7 +12,6 @@ from agent.deployment.lifecycle import (
     Effect,
     Event,
     Good,
-    Grant,
     IllegalEvent,
     Kind,
     Phase,
@@ -22,18 +21,9 @@ from agent.deployment.lifecycle import (
     settled,
     step,
 )
+from tests.unit.agent.states import BEFORE_ACTIVATION, GRANT, OLD, OTHER, in_phase
 
-OLD = Good(manifest="old", release="strokes-1", deployment="d1")
-GRANT = Grant(deployment="d2", release="strokes-2", manifest="new")
-OTHER = Grant(deployment="d3", release="strokes-3", manifest="newer")
 HAPPY = (Kind.DESCRIBED, Kind.FETCHED, Kind.STAGED, Kind.LOADED, Kind.REPLAYED, Kind.PASSED)
-IN_FLIGHT = (Phase.ASSIGNED, Phase.FETCHING, Phase.VERIFIED, Phase.STAGED, Phase.REPLAYING)
-
-
-def in_phase(phase: Phase, *, good: Good = OLD) -> State:
-    """Return a state in the phase, with a deployment where there is one."""
-    undo = GRANT.manifest if phase is Phase.ROLLING_BACK else ""
-    return State(phase=phase.value, grant=None if phase is Phase.IDLE else GRANT, good=good, undo=undo)
 
 
 def test_a_deployment_without_trouble_runs_through_to_committed() -> None:
@@ -111,7 +101,7 @@ def test_a_missing_connection_is_never_counted(phase: Phase) -> None:
     assert (state.phase, state.attempts, effect) == (phase.value, 0, TABLE[phase].effect)
 
 
-@pytest.mark.parametrize("phase", IN_FLIGHT)
+@pytest.mark.parametrize("phase", BEFORE_ACTIVATION)
 def test_faults_of_this_machine_are_tried_again_but_not_for_ever(phase: Phase) -> None:
     state = in_phase(phase)
     seen = 0
@@ -124,14 +114,14 @@ def test_faults_of_this_machine_are_tried_again_but_not_for_ever(phase: Phase) -
     assert (state.good, state.reason) == (OLD, "disk full")
 
 
-@pytest.mark.parametrize("phase", IN_FLIGHT)
+@pytest.mark.parametrize("phase", BEFORE_ACTIVATION)
 def test_what_is_proven_bad_fails_at_once_without_touching_the_pointer(phase: Phase) -> None:
     state, effect = step(in_phase(phase), Event(Kind.REFUSED, reason="wrong profile"))
 
     assert (state.phase, state.good, effect) == ("failed", OLD, Effect.CLEAN)
 
 
-@pytest.mark.parametrize("phase", [*IN_FLIGHT, Phase.IDLE, Phase.COMMITTED, Phase.FAILED])
+@pytest.mark.parametrize("phase", [*BEFORE_ACTIVATION, Phase.IDLE, Phase.COMMITTED, Phase.FAILED])
 def test_a_new_assignment_replaces_what_is_under_way_and_starts_counting_anew(phase: Phase) -> None:
     state, effect = step(replace(in_phase(phase), attempts=2), Event(Kind.ASSIGN, grant=OTHER))
 

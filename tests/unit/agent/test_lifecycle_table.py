@@ -13,8 +13,6 @@ from agent.deployment.lifecycle import (
     TABLE,
     Effect,
     Event,
-    Good,
-    Grant,
     IllegalEvent,
     Kind,
     Phase,
@@ -24,22 +22,12 @@ from agent.deployment.lifecycle import (
     settled,
     step,
 )
+from tests.unit.agent.states import BEFORE_ACTIVATION, GRANT, OLD, OTHER, in_phase
 
 DOCS = Path(__file__).parents[3] / "docs"
-OLD = Good(manifest="old", release="strokes-1", deployment="d1")
-GRANT = Grant(deployment="d2", release="strokes-2", manifest="new")
-OTHER = Grant(deployment="d3", release="strokes-3", manifest="newer")
-# until here a deployment can be called off as if it had never been
-BEFORE_ACTIVATION = (Phase.ASSIGNED, Phase.FETCHING, Phase.VERIFIED, Phase.STAGED, Phase.REPLAYING)
 TOUCHES_WHAT_RUNS = {Effect.ACTIVATE, Effect.COMMIT, Effect.ROLL_BACK}
 ROWS = [(phase, kind, row) for phase, rule in TABLE.items() for kind, row in rule.on.items()]
 COUNTED = [(phase, kind) for phase, kind, row in ROWS if row.counted]
-
-
-def in_phase(phase: Phase) -> State:
-    """Return a state in the phase, with a deployment where there is one."""
-    undo = GRANT.manifest if phase is Phase.ROLLING_BACK else ""
-    return State(phase=phase.value, grant=None if phase is Phase.IDLE else GRANT, good=OLD, undo=undo)
 
 
 def reached(state: State) -> set[Phase]:
