@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from agent.identity.folder import Identity, StateFolder
+from agent.upkeep.doctor import CHECKS, Finding, diagnose
 from skerry.wire import codec
 from skerry.wire.enrolment import Anchor
 
@@ -181,3 +182,15 @@ def web_says(status: int = 200, *, date: str = "") -> Callable[[socket.socket], 
             sock.sendall(f"HTTP/1.1 {status} {phrase}\r\n{dated}Content-Length: 2\r\n\r\n{{}}".encode())
 
     return answer
+
+
+def found(patient: Patient, *names: str) -> dict[str, Finding]:
+    """Return the findings of some checks by name, or of all."""
+    table = {name: check for name, check in CHECKS.items() if not names or name in names}
+    return {each.check: each for each in diagnose(patient.folder.path, table=table)}
+
+
+def one(patient: Patient, name: str) -> tuple[str, int, str]:
+    """Return what one check found."""
+    finding = found(patient, name)[name]
+    return finding.level, finding.exit_status, finding.said

@@ -11,6 +11,15 @@ import numpy as np
 import pytest
 
 from skerry.runtimes.arrays import pack
+from tests.integration.agent.ailing import (
+    Authority,
+    Patient,
+    broker_says,
+    make_patient,
+    server_context,
+    serving,
+    web_says,
+)
 from tests.integration.agent.shore import LABELS, Device, Shore
 from tests.relay import Relay
 
@@ -85,3 +94,18 @@ def relay(broker_port: int) -> Iterator[Relay]:
     relay = Relay(broker_port)
     yield relay
     relay.close()
+
+
+@pytest.fixture(scope="module")
+def authority() -> Authority:
+    """A CA for the devices that are looked at by the doctor."""
+    return Authority()
+
+
+@pytest.fixture
+def patient(tmp_path: Path, authority: Authority) -> Iterator[Patient]:
+    """A device that is well, whose broker and server answer."""
+    context = server_context(authority, tmp_path)
+    asking = server_context(authority, tmp_path, asks=True)
+    with serving(broker_says(0), context=asking) as broker, serving(web_says(), context=context) as server:
+        yield make_patient(tmp_path / "state", authority, broker_port=broker, server_port=server)
