@@ -1,6 +1,7 @@
 """A tiny shore for agents: a real broker, TUF repositories made on the spot, and a small ONNX model."""
 
 import base64
+import contextlib
 import hashlib
 import json
 import os
@@ -409,7 +410,8 @@ class Device:
     def kill(self) -> None:
         """Pull the plug: of all that the agent has started, too."""
         if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it has ended, or a test has started it in its own group
+                os.killpg(self._process.pid, signal.SIGKILL)
         self._end(signal.SIGKILL)
 
     def stop(self) -> int:
