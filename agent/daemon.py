@@ -1,7 +1,7 @@
 """The device's whole story in one file: hear, decide, update, infer, count, tell; for ever, with or without a network.
 
 Each component has two threads (`agent.deployment.unit`): its engine infers, its updater moves its lifecycle. Beside
-them there is paho's own, and the main thread, which listens and tells, and begins and ends components.
+them there are the link's, and the main thread, which listens and tells, and begins and ends components.
 """
 
 import contextlib

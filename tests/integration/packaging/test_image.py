@@ -97,7 +97,8 @@ def test_it_enrols_and_commits_its_first_model(board: Machine, mosquitto: Mosqui
         try:
             rollout = programs.skerry("rollout", "create", "watch-1", "--wave=all=rest")["id"]
             done = programs.skerry("rollout", "wait", str(rollout), "--timeout", "300")
-            assert [(each["device"], each["state"]) for each in done["deployments"]] == [("board", "committed")]
+            # one of two: where the board measures both builds, the one that it found faster follows as a second
+            assert {(each["device"], each["state"]) for each in done["deployments"]} == {("board", "committed")}
             # while it runs, and it is the emulated doctor that looks
             told = board.run("/usr/bin/skerry-agent", "doctor", "--state", STATE, check=False)
             assert "ok    model" in told.stdout, told.stdout
