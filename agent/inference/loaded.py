@@ -154,6 +154,8 @@ class Model:
 
         def run(arrays: "Arrays") -> "Arrays":
             nonlocal rows, inputs
+            if self._splits:
+                _check_equally_many(arrays)
             inputs = arrays
             outputs, latency_us = self._timed(arrays)
             # the caller may want to know what the model makes of NaN; nobody counts it
@@ -283,6 +285,12 @@ def _count(arrays: "Arrays") -> int:
     """Return how many rows there are: the length of all inputs, where that is one; else one row."""
     lengths = {len(array) if array.ndim else 1 for array in arrays.values()}
     return lengths.pop() if len(lengths) == 1 else 1
+
+
+def _check_equally_many(arrays: "Arrays") -> None:
+    lengths = {name: len(array) for name, array in arrays.items()}
+    if len(set(lengths.values())) > 1:
+        raise Rejected(f"inputs: expected equally many rows of each, got {lengths}")
 
 
 def _slice(arrays: "Arrays", row: int, count: int) -> "Arrays":
