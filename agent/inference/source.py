@@ -1,6 +1,6 @@
 """Where a worker's rows come from: recordings that are replayed in a seeded random order for ever, and lines of JSON.
 
-A recording is an npz of plain arrays: `X` float32 (n, ...) for a model of one input, or an array for each input by its
+A recording is an npz of plain arrays: `X` (n, ...) for a model of one input, or an array for each input by its
 name, rows first; and optionally `y` (class numbers, the truth known on the device) with `labels` (names of the
 classes). Or it is a CSV with a header row: columns `NAME.0`, `NAME.1`, ... (or one column NAME) for each input, in the
 order of its elements, or just any columns, in order, for a model of one input; and optionally `y`. When the file is
@@ -159,12 +159,10 @@ def _read_arrays(path: Path) -> Recording:
     arrays = unpack(path.read_bytes(), what=str(path))
     rows = {name: array for name, array in arrays.items() if name not in NO_INPUTS}
     if not rows:
-        raise Rejected(f"{path}: expected an array X of float32 (n, ...), or one for each input, got none")
+        raise Rejected(f"{path}: expected an array X (n, ...), or one for each input, got none")
     for name, array in rows.items():
-        right = array.ndim > 1 and str(array.dtype) == "float32" if name == ONE else array.dtype.kind in "fiub"
-        if not right or not array.ndim or not len(array):
-            kind = "float32" if name == ONE else "numbers"
-            raise Rejected(f"{path}: expected an array {name} of {kind} (n, ...), got {array.dtype} {array.shape}")
+        if array.dtype.kind not in "fiub" or not array.ndim or not len(array):
+            raise Rejected(f"{path}: expected an array {name} of numbers (n, ...), got {array.dtype} {array.shape}")
     lengths = {name: len(array) for name, array in rows.items()}
     count = next(iter(lengths.values()))
     if set(lengths.values()) != {count}:
