@@ -61,7 +61,7 @@ def _init(options: argparse.Namespace) -> int:
 
     identity = enrol(
         # other users see the arguments of a process, and a claim token is in the join string
-        sys.stdin.readline(4096).strip() if options.join == "-" else options.join,
+        _from_stdin() if options.join == "-" else options.join,
         profile=options.profile,
         folder=options.state,
         runtime=options.runtime,
@@ -75,6 +75,11 @@ def _init(options: argparse.Namespace) -> int:
     simulated = ", simulated" if identity.simulated else ""
     print(f"enrolled as {identity.who} ({identity.profile}, {identity.runtime}{simulated}) in {options.state}")
     return 0
+
+
+def _from_stdin() -> str:
+    # a program that was started with its standard input closed has none
+    return sys.stdin.readline(4096).strip() if sys.stdin is not None else ""
 
 
 def _request(options: argparse.Namespace) -> int:

@@ -306,14 +306,18 @@ class Daemon:
         """Let programs on this device ask the model; where that cannot be, the device is there for its fleet."""
         if self._config.serve == "off":
             return
-        face = Face(self.units, keep_bytes=self._config.serve_keep_bytes)
-        try:
-            face.start(self._folder.path / SOCKET_NAME, port=parse_serve(self._config.serve))
-        except Broken as error:
-            self._face_problem = str(error)
-            _log.error("%s", error)
-        else:
-            self._face = face
+        port = parse_serve(self._config.serve)
+        # a port that another program has is no reason to be without the socket
+        for wanted in (port, None) if port else (None,):
+            face = Face(self.units, keep_bytes=self._config.serve_keep_bytes)
+            try:
+                face.start(self._folder.path / SOCKET_NAME, port=wanted)
+            except Broken as error:
+                self._face_problem = self._face_problem or str(error)
+                _log.error("%s", error)
+            else:
+                self._face = face
+                break
 
     def _listen(self) -> None:
         """Handle what was heard: make it durable, then tell the broker that it arrived.

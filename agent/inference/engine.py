@@ -303,7 +303,9 @@ class Engine:
                 elif running.digest == self._windows.digest:
                     self._count(rows, answer.sample)
             else:
-                self._note(answer.reason)
+                # a recording has its next row at once, and it may be as bad; lines come when they do
+                is_paced = self._source is not None and self._source.paced
+                self._note(answer.reason, pause_s=TROUBLE_S if is_paced else 0.0)
             if answer.status == Status.AT_FAULT and trial is not None:
                 self._trial, decision = None, Decision(passed=False, reason=self.problem)
         if decision is not None:

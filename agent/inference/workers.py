@@ -34,6 +34,7 @@ from skerry.wire import codec
 
 PROGRAM = ("-m", "agent.inference.worker")
 LOAD_S = 90.0
+BATCH_S = 15.0
 END_S = 2.0
 
 
@@ -59,7 +60,10 @@ class Recording:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Given:
-    """What a worker loads: files, or their bytes where they are sealed on the disk; `limits` for a first load."""
+    """What a worker loads: files, or their bytes where they are sealed on the disk; `limits` for a first load.
+
+    A model of one row takes several one after the other, for at most `batch_s`.
+    """
 
     manifest: bytes
     runtime: str
@@ -67,6 +71,7 @@ class Given:
     golden: Path | bytes | None = None
     recording: Recording | None = None
     limits: Limits | None = None
+    batch_s: float = BATCH_S
     program: Sequence[str] = PROGRAM
 
 
@@ -213,7 +218,7 @@ def start_worker(given: Given) -> Worker:
             if data is not None
         }
         worker = _spawn(given, descriptors)
-    head: dict[str, Any] = dict(files)
+    head: dict[str, Any] = {**files, "batch_s": given.batch_s}
     if given.recording is not None:
         head["recording"] = {"file": str(given.recording.file.absolute()), "seed": given.recording.seed}
     if given.limits is not None:

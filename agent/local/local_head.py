@@ -25,8 +25,8 @@ class Head:
     @property
     def is_last(self) -> bool:
         """Whether its client wants the connection to end with the answer."""
-        wish = (self.fields.get("connection") or "").lower()
-        return wish != "keep-alive" if self.version == "HTTP/1.0" else wish == "close"
+        wishes = {each.strip().lower() for each in (self.fields.get("connection") or "").split(",")}
+        return "keep-alive" not in wishes if self.version == "HTTP/1.0" else "close" in wishes
 
     @property
     def asks_first(self) -> bool:

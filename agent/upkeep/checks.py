@@ -170,6 +170,9 @@ def digests(folder: StateFolder) -> str:
     """Is the committed model the one that was signed, to the byte?"""
     slots, manifest = _committed(folder)
     if slots is None or manifest is None:
+        good = read_state(folder.lifecycle_file).good
+        if good.manifest:
+            raise Broken(f"expected a slot with {good.release}, which is committed, got none; assign it again")
         return "nothing is committed"
     return f"slot {slots.active}: {len(manifest.files)} files of {manifest.model} {manifest.version} are whole"
 

@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 
 from agent.config import Config
+from agent.deployment.lifecycle import Good, State
+from agent.deployment.runner import Saved, encode_saved
 from agent.identity.folder import StateFolder
 from agent.inference import runtime_fit
 from agent.telling.outbox import OutboxFile
@@ -289,6 +291,15 @@ def test_a_runtime_that_is_too_old_or_cannot_be_imported_is_refused(
 
 
 # --- what it keeps
+
+
+def test_a_committed_model_without_its_slot_is_a_fault(patient: Patient) -> None:
+    assert one(patient, "model") == ("ok", 0, "nothing is committed")
+    good = Good(manifest="ab" * 32, release="watch-3")
+    patient.folder.lifecycle_file.write_bytes(encode_saved(Saved(state=State(good=good))))
+    level, status, said = one(patient, "model")
+    assert (level, status) == ("fail", 4)
+    assert "watch-3" in said
 
 
 def test_a_damaged_lifecycle_is_a_fault_and_a_failed_deployment_a_doubt(patient: Patient) -> None:

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,28 @@ def test_as_many_truths_as_rows_are_expected(state: Path) -> None:
     commit(state, artifact("onnxruntime"))
     with skerry.Model("watch", state=state) as model, pytest.raises(Rejected, match="expected 3 labels"):
         model(make_windows(3), truth="rest")
+
+
+@pytest.mark.parametrize("truths", [np.array(["rest", "turn", "lift"]), ["rest", np.str_("turn"), "lift"]])
+def test_labels_may_be_numpys_own(state: Path, stub: StubAgent, truths: Any) -> None:
+    commit(state, artifact("onnxruntime"))
+    with skerry.Model("watch", state=state) as model:
+        model(make_windows(3), truth=truths)
+        model(make_windows(1), truth=truths[1])
+    assert Counter(row[-2] for row in stub.rows.elements()) == Counter(
+        LABELS.index(each) for each in [*truths, truths[1]]
+    )
+
+
+def test_a_truth_that_is_no_label_is_refused_and_not_counted_as_wrong(state: Path, stub: StubAgent) -> None:
+    commit(state, artifact("onnxruntime"))
+    with skerry.Model("watch", state=state) as model:
+        for given, truth in ((1, 2), (1, np.int64(2)), (3, np.arange(3)), (3, ["rest", None, 1])):
+            with pytest.raises(Rejected, match=r"truth: expected a label as a string, got int"):
+                model(make_windows(given), truth=truth)  # type: ignore[arg-type]
+        with pytest.raises(Rejected, match=r"truth: expected a label as a string, got int 2"):
+            model.bind(make_windows(1))(truth=2)  # type: ignore[arg-type]
+    assert not stub.rows
 
 
 def test_no_agents_folder_is_said(tmp_path: Path) -> None:

@@ -381,6 +381,18 @@ def test_lines_are_taken_when_they_arrive_and_the_oldest_go_first(tmp_path: Path
     assert lines.dropped == 44
 
 
+def test_a_bad_line_holds_up_none_of_the_good_ones_behind_it(tmp_path: Path) -> None:
+    bench, lines = Bench(tmp_path), Lines()
+    bench.engine._source = lines
+    bench.engine.switch(bench.running())
+    bench.stub.status, bench.stub.reason = Status.NO_INPUT, "input: expected a line of JSON"
+    for _ in range(3):
+        lines.offer(b"x")
+        bench.engine.turn()
+    assert len(bench.stub.asked) == 3
+    assert "expected a line of JSON" in bench.engine.problem
+
+
 # --- time, disk
 
 

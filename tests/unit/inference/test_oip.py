@@ -98,6 +98,18 @@ def test_a_request_in_json_is_answered_in_json_with_its_id_and_parameters() -> N
     }
 
 
+def test_null_stands_for_what_is_left_out() -> None:
+    request: dict[str, Any] = {"id": None, "parameters": None, "outputs": None, **good()}
+    for each in request["inputs"]:
+        each["parameters"] = None
+    request["inputs"][0]["parameters"] = {"content_type": "np", "headers": None}
+    request["parameters"] = {"content_type": None}
+    assert ask(SIGNATURE, twice, request) == ask(SIGNATURE, twice, good())
+    request["outputs"] = [{"name": "age", "parameters": None}]
+    tree, _ = read(ask(SIGNATURE, twice, request))
+    assert [each["name"] for each in tree["outputs"]] == ["age"]
+
+
 def test_only_wanted_outputs_come_each_in_the_form_that_was_asked_for() -> None:
     wanted = [{"name": "age"}, {"name": "twice", "parameters": {"binary_data": True}}]
     answer = ask(SIGNATURE, twice, good() | {"outputs": wanted})
@@ -200,7 +212,8 @@ def test_a_model_that_takes_strings_gets_them(texts: list[str], binary: bool) ->
 WRONG = [
     ("no JSON", b"{", "expected JSON"),
     ("no UTF-8", b"\xff\xfe{}", "expected JSON"),
-    ("NaN", b'{"inputs": [NaN]}', "expected JSON"),
+    ("NaN", b'{"inputs": [NaN]}', "NaN is no number of JSON; send the tensor with binary_data_size"),
+    ("half a JSON", b'{"inputs": [', "char 12"),
     ("deep", b'{"inputs": ' + b"[" * 100_000, "expected JSON"),
     ("huge number", b'{"inputs": ' + b"1" * 10_000 + b"}", "expected JSON"),
     ("no object", b"[]", "expected an object"),
