@@ -125,6 +125,26 @@ def test_a_device_drifts_until_it_runs_another_version(session: Session, now: da
     assert fleet(session, now=now).devices[0].health == "good"
 
 
+def test_a_model_that_runs_beside_another_drifts_fails_and_moves_too(
+    session: Session, now: datetime, add_device: Add
+) -> None:
+    lamps = {"state": "committed", "release": "watch-1"}
+    device = add_device("a", release="strokes-4", components={"lamps": lamps, "odd": "not a tree"})
+    add_finding(session, now, kind="local", device="a")
+    assert fleet(session, now=now).devices[0].health == "drifting"
+    assert drift(session, View(), now=now).headline == "a has drifted on its own."
+
+    for state, word in (("failed", "lamps: the last deployment failed"), ("fetching", "fetching")):
+        device.reported = device.reported | {"components": {"lamps": lamps | {"state": state}}}
+        assert fleet(session, now=now).devices[0].word == word
+
+
+def test_the_evidence_of_several_models_of_a_device_is_told_apart(session: Session, now: datetime) -> None:
+    rows = [("a", "lamps"), ("a", "strokes"), ("b", "strokes")]
+    seen = View(devices=tuple(DeviceDrift(name, model, 1, "quiet", 20, 20, 0.0) for name, model in rows))
+    assert [one.name for one in drift(session, seen, now=now).evidence] == ["a, lamps", "a, strokes", "b"]
+
+
 DRIFT: dict[str, tuple[list[dict[str, Any]], str]] = {
     "nothing": ([], "Nothing observed yet."),
     "one device": ([{"kind": "local", "device": "a"}], "a has drifted on its own."),
