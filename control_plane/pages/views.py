@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import func, select
+from sqlalchemy import exists, func, or_, select
 from sqlalchemy.orm import Session
 
-from control_plane.schema.devices import Device
+from control_plane.schema.devices import Device, DeviceComponent
+from control_plane.schema.models import Build
 from control_plane.schema.releases import Deployment, Rollout, Wave
 from control_plane.schema.telemetry import Finding, Window
 from control_plane.schema.work import Event
@@ -262,15 +263,17 @@ def _drifting(session: Session) -> set[str]:
 
 
 def _recent_accuracy(session: Session) -> dict[str, tuple[float, ...]]:
-    """Return per device the accuracy of its last windows that had labels, oldest first.
+    """Return per device the accuracy of its own model's last windows that had labels, oldest first.
 
     Only the newest `WINDOWS_READ` windows of the fleet are looked at, so that the page costs the same in every year.
     """
     newest = session.scalar(select(func.max(Window.id))) or 0
     place = func.row_number().over(partition_by=Window.device, order_by=(Window.end.desc(), Window.sequence.desc()))
+    starts = [func.substr(manifest, 1, 16) == Window.manifest for manifest in (Build.manifest, Build.second)]
+    beside = exists().where(DeviceComponent.device == Window.device, Build.model == DeviceComponent.name, or_(*starts))
     recent = (
         select(Window.device, Window.labelled, Window.correct, place.label("place"))
-        .where(Window.labelled > 0, Window.id > newest - WINDOWS_READ)
+        .where(Window.labelled > 0, Window.id > newest - WINDOWS_READ, ~beside)
         .subquery()
     )
     rows = session.execute(

@@ -252,6 +252,11 @@ def test_versions_of_the_agent_are_rolled_out_as_models_are_and_a_broken_one_rol
     world.until("a report of the new version", lambda: world.device()["reported"]["agent"] == "0.7.0")
     world.until("a report of the component", lambda: world.component("agent")["reported"]["release"] == "agent-1")
 
+    # it is tried where it reaches the server, and no stick does
+    stick = ("--device", GULL, "--release", "agent-2", "--out", str(world.folder / "stick.zip"))
+    with pytest.raises(Rejected, match="expected a release of a model, got one of the agent"):
+        world.programs.skerry("bundle", "create", *stick)
+
     broken = world.roll_out("agent-2")
 
     assert broken["state"] == "failed"

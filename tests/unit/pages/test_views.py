@@ -11,7 +11,7 @@ from control_plane.fleet_drift import DeviceDrift, FleetDrift, View
 from control_plane.pages.build_matrix import build_matrix, size
 from control_plane.pages.drift_views import drift
 from control_plane.pages.views import ago, fleet, rollouts, timeline
-from control_plane.schema.devices import Device
+from control_plane.schema.devices import Device, DeviceComponent
 from control_plane.schema.models import Build, ModelVersion
 from control_plane.schema.releases import Deployment, Release, Rollout, Wave
 from control_plane.schema.telemetry import Finding, Window
@@ -20,14 +20,16 @@ from control_plane.schema.work import Event
 Add = Callable[..., Device]
 
 
-def add_window(session: Session, device: str, number: int, *, labelled: int = 100, correct: int = 80) -> None:
+def add_window(
+    session: Session, device: str, number: int, *, labelled: int = 100, correct: int = 80, manifest: str = "m" * 16
+) -> None:
     """Add one window of a device."""
     session.add(
         Window(
             device=device,
             epoch="e",
             sequence=number + 1,
-            manifest="m" * 16,
+            manifest=manifest,
             monitor="n" * 16,
             number=number,
             start=number * 10,
@@ -113,6 +115,14 @@ def test_accuracy_is_of_the_last_labelled_windows_oldest_first(
     for number in range(30):
         add_window(session, "a", number, correct=number)
     add_window(session, "a", 30, labelled=0, correct=0)
+    # of a model that runs beside it
+    session.add(DeviceComponent(device="a", name="lamps", added_at=now))
+    session.add(
+        Build(
+            model="lamps", version=1, profile="p", gate="passed", manifest="c" * 64, files={}, report={}, built_at=now
+        )
+    )
+    add_window(session, "a", 31, correct=1, manifest="c" * 16)
     accuracy = fleet(session, now=now).devices[0].accuracy
     assert accuracy == tuple(number / 100 for number in range(6, 30))
 
