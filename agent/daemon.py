@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from agent.config import Config
-from agent.deployment.lifecycle import settled
 from agent.deployment.unit import Shared
 from agent.deployment.units import Units, held_here
 from agent.fetching.desired import DesiredFile
@@ -226,7 +225,7 @@ class Daemon:
             journal=self._journal,
             state=self._folder.path,
             stopping=self._stopping,
-            restart=self._restart_model,
+            restart=self.units.restart,
             windows=self._outbox,
             publish=lambda outbox: self._link.publish("outbox", codec.encode(outbox)),
         )
@@ -237,16 +236,6 @@ class Daemon:
             say=lambda answer: self._link.publish("answer", codec.encode(answer)),
             now=lambda: max(time.time(), read_floor(self._folder.trust)),
         )
-
-    def _restart_model(self) -> str:
-        """End what runs the committed model and load that anew; the open window goes on."""
-        state = self._main.runner.state
-        if not settled(state):
-            raise Rejected(f"expected no deployment under way, got one that is {state.phase}; ask again later")
-        if not state.good.manifest:
-            raise Rejected("expected a committed model, got none")
-        self._main.engine.restart()
-        return state.good.release
 
     def _leave(self) -> None:
         """This device was told to wipe itself: that is kept before all else, and done when all threads have ended."""

@@ -16,6 +16,8 @@ import pytest
 
 from agent.__main__ import main as agent
 from agent.deployment.runner import read_state
+from agent.identity.folder import StateFolder
+from agent.trust.assignment import Inbox, Mailbox
 from control_plane.cli.program import main as skerry
 from skerry.delivery.bundle import write_bundle
 from tests.integration.agent.shore import wait_for
@@ -34,10 +36,10 @@ class World:
         """Run the operators' command line."""
         return skerry(["--home", str(self.server.home), *arguments])
 
-    def bundle(self, device: str, version: int, *more: str) -> Path:
+    def bundle(self, device: str, version: int, *more: str, model: str = "strokes") -> Path:
         """Write a bundle; return its file."""
         out = self.folder / f"{device}-{version}-{len(list(self.folder.iterdir()))}.zip"
-        arguments = ["--device", device, "--release", f"strokes-{version}", "--out", str(out)]
+        arguments = ["--device", device, "--release", f"{model}-{version}", "--out", str(out)]
         assert self.skerry("bundle", "create", *arguments, *more) == 0
         return out
 
@@ -65,11 +67,15 @@ def world(make_home: Callable[..., Any], tmp_path_factory: pytest.TempPathFactor
     for version in (1, 2):
         train(server.home, folder, version=version)
     train(server.home, folder, version=3, wrong_golden=True)
+    train(server.home, folder, version=5, model="lamps")
+    train(server.home, folder, version=6, model="lamps", wrong_golden=True)
     server.start()
     try:
         anchor = server.hold_ceremony()["anchor_sha256"]
         for version in (1, 2, 3):
             release(server, version)
+        for version in (5, 6):
+            release(server, version, model="lamps")
         yield World(server, folder, anchor)
     finally:
         server.stop()
@@ -89,9 +95,9 @@ def install(state: Path, bundle: Path) -> int:
     return agent(["install", str(bundle), "--state", str(state)])
 
 
-def committed(state: Path) -> str:
+def committed(state: Path, component: str = "") -> str:
     """Return which release is committed."""
-    return read_state(state / "lifecycle.json").good.release
+    return read_state(StateFolder(state).component(component).lifecycle_file).good.release
 
 
 def test_a_device_that_was_never_online_is_installed_and_then_adopted(
@@ -166,6 +172,96 @@ def test_a_release_that_fails_here_leaves_the_last_good_one(world: World, capfd:
     assert committed(state) == "strokes-1"
     # and the server may try again with another bundle
     assert install(state, world.bundle("gull-2", 2)) == 0
+
+
+@pytest.mark.long
+def test_a_model_beside_another_is_installed_into_slots_of_its_own(
+    world: World, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A device that was never online gets its one model, then another beside it, then the next of the first."""
+    state, request = world.ask("tern-6")
+    assert install(state, world.bundle("tern-6", 1, "--request", str(request))) == 0
+    assert world.skerry("device", "component", "add", "tern-6", "lamps") == 0
+    own = {name: digest for name, digest in files(state).items() if name.startswith("slots/")}
+    stick = world.bundle("tern-6", 5, model="lamps")
+    capfd.readouterr()
+
+    assert install(state, stick) == 0
+
+    assert capfd.readouterr().out.startswith("installed lamps-5 (manifest ")
+    assert (committed(state), committed(state, "lamps")) == ("strokes-1", "lamps-5")
+    assert {name: digest for name, digest in files(state).items() if name.startswith("slots/")} == own
+    beside = {name: digest for name, digest in files(state).items() if name.startswith("components/lamps/slots/")}
+    assert len(beside) > 3
+    # nothing is left that would have to be asked of a network
+    for component in ("", "lamps"):
+        assert Inbox(StateFolder(state).component(component).path, Mailbox(state)).pending() is None
+
+    # one that fails leaves both; and the next of the one model leaves the other
+    assert install(state, world.bundle("tern-6", 6, model="lamps")) == 2
+    assert capfd.readouterr().err.splitlines()[-1].endswith("lamps-5 runs on")
+    assert install(state, world.bundle("tern-6", 2)) == 0
+    assert (committed(state), committed(state, "lamps")) == ("strokes-2", "lamps-5")
+
+    # the day the network comes, both are heard of, each as what it is
+    with (state.parent / "tern-6.log").open("wb") as log:
+        process = subprocess.Popen([sys.executable, "-m", "agent", "run", "--state", str(state)], stderr=log)
+    try:
+        wait_for(
+            lambda: (
+                (now := world.server.get("/v1/devices/tern-6"))["online"]
+                and {each["state"] for each in now["deployments"]} == {"committed", "failed"}
+                and any(each["manifest"] for each in now["components"])
+            ),
+            why="the device to come home and say what it did",
+            timeout_s=60,
+        )
+        device = world.server.get("/v1/devices/tern-6")
+    finally:
+        process.terminate()
+        process.wait(20)
+    ends = {each["release"]: (each["state"], each["component"]) for each in device["deployments"]}
+    assert ends == {
+        "strokes-1": ("committed", ""),
+        "strokes-2": ("committed", ""),
+        "lamps-5": ("committed", "lamps"),
+        "lamps-6": ("failed", "lamps"),
+    }
+    assert device["reported"]["release"] == "strokes-2"
+    (lamps,) = device["components"]
+    assert lamps["reported"]["release"] == "lamps-5"
+
+
+@pytest.fixture(scope="module")
+def beside(world: World) -> tuple[Path, Path]:
+    """Return a state folder with two components, and a stick for the named one."""
+    state, request = world.ask("tern-7")
+    assert install(state, world.bundle("tern-7", 1, "--request", str(request))) == 0
+    assert world.skerry("device", "component", "add", "tern-7", "lamps") == 0
+    return state, world.bundle("tern-7", 5, model="lamps")
+
+
+@pytest.mark.parametrize(
+    ("named", "says"),
+    [
+        ("", "expected all files of strokes-1"),
+        ("doors", "expected an assignment of a release for doors, got another one; nothing was changed"),
+        ("agent", "got one of the agent"),
+        ("../lamps", "expected a component's name, got '../lamps'"),
+    ],
+)
+def test_a_stick_that_says_it_is_for_another_component_changes_nothing(
+    beside: tuple[Path, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str], named: str, says: str
+) -> None:
+    state, stick = beside
+    with zipfile.ZipFile(stick) as archive:
+        members = {each: archive.read(each) for each in archive.namelist()}
+    change = replaced("bundle.json", b'"component":"lamps"', f'"component":"{named}"'.encode())
+    with (tmp_path / "stick.zip").open("wb") as file:
+        write_bundle(file, change(members))
+
+    refuses(state, tmp_path / "stick.zip", says, capfd)
+    assert not (state / "components").exists()
 
 
 @pytest.fixture(scope="module")

@@ -163,6 +163,11 @@ def test_what_the_agent_was_doing_when_it_ended_is_not_done_twice(bench: Bench) 
         ({"verb": COLLECT_LOGS, "args": {"lines": 0}}, "expected a whole number from 1"),
         ({"verb": COLLECT_LOGS, "args": {"path": "/etc/shadow"}}, "expected lines, got path"),
         ({"verb": RESEND_WINDOW}, "either sequence or number"),
+        ({"verb": RESTART_MODEL, "args": {"component": "../x"}}, "expected a component's name, got '../x'"),
+        ({"verb": RESTART_MODEL, "args": {"component": ""}}, "leave it out for the one model"),
+        ({"verb": RESTART_MODEL, "args": {"component": 7}}, "expected a component's name, got '7'"),
+        ({"verb": RESTART_MODEL, "args": {"component": "agent"}}, "got the agent itself"),
+        ({"verb": SELF_TEST, "args": {"component": "lamps"}}, "expected no arguments, got component"),
         ({"only_repeat": True}, "nothing was done"),
     ],
 )
@@ -271,8 +276,8 @@ def test_a_disk_that_refuses_leaves_the_request_with_the_broker(bench: Bench, mo
 def test_a_model_is_not_restarted_over_and_over(tmp_path: Path) -> None:
     restarts: list[str] = []
 
-    def restart() -> str:
-        restarts.append("watch-1")
+    def restart(component: str) -> str:
+        restarts.append(component)
         return "watch-1"
 
     outbox = OutboxFile(tmp_path / "outbox.db")
@@ -285,10 +290,10 @@ def test_a_model_is_not_restarted_over_and_over(tmp_path: Path) -> None:
         publish=lambda _: None,
     )
 
-    assert verbs[RESTART_MODEL]({}) == {"runs": "watch-1"}
+    assert verbs[RESTART_MODEL]({"component": "lamps"}) == {"runs": "watch-1"}
     with pytest.raises(Rejected, match="between two"):
         verbs[RESTART_MODEL]({})
-    assert len(restarts) == 1
+    assert restarts == ["lamps"]
     with pytest.raises(Rejected, match="acknowledged or given up"):
         verbs[RESEND_WINDOW]({"sequence": 3})
     outbox.close()
