@@ -7,7 +7,6 @@
 Lines wait in a queue with a bound; when it is full, the oldest goes, and is counted.
 """
 
-import ipaddress
 import sys
 import threading
 from collections import deque
@@ -19,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 from agent.config import Config
 from agent.inference.frames import ROW_NUMBER, Request, Verb
 from agent.inference.workers import Recording
+from agent.link.address import is_here
 from skerry.errors import Rejected
 
 MAX_LINE_BYTES = 1 << 20
@@ -168,16 +168,7 @@ def _topic(url: str) -> Topic:
     except ValueError as error:
         raise Rejected(f"source: expected mqtt://127.0.0.1:1883/TOPIC, got {url[:80]!r}: {error}") from error
     topic = unquote(parts.path.removeprefix("/"))
-    if not topic or not _is_here(parts.hostname or ""):
+    if not topic or not is_here(parts.hostname or ""):
         # what is inferred on leaves no device, and nobody else's broker decides what it is
         raise Rejected(f"source: expected mqtt://127.0.0.1:1883/TOPIC, a broker on this machine, got {url[:80]!r}")
     return Topic(parts.hostname or "", port, topic)
-
-
-def _is_here(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
