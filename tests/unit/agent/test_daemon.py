@@ -132,7 +132,7 @@ HELD_BY_NO_DAEMON = (
     *("sysconfig", "tempfile", "tomllib", "traceback", "urllib.request", "uuid", "zipfile"),
 )
 HELD_BY_NO_WORKER = (
-    *("csv", "ipaddress", "logging", "pickle", "platform", "random", "ssl", "subprocess", "zipfile"),
+    *("_hashlib", "csv", "ipaddress", "logging", "pickle", "platform", "random", "ssl", "subprocess", "zipfile"),
 )
 
 
