@@ -23,7 +23,7 @@ from typing import Any
 
 from agent.config import read_config
 from agent.identity.folder import StateFolder
-from agent.upkeep.launcher import MANIFEST_VARIABLE, RESTART
+from agent.upkeep.launcher import MANIFEST_VARIABLE, RESTART, Parser
 from agent.upkeep.launcher import main as launch
 from agent.upkeep.logs import FORMATS, TEXT, log_to_stderr
 from skerry import __version__
@@ -212,7 +212,7 @@ def _device(state: Path) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="skerry-agent", description="The program on the device.")
+    parser = Parser(prog="skerry-agent", description="The program on the device.")
     parser.add_argument("--version", action="version", version=f"skerry-agent {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 

@@ -8,7 +8,6 @@ Lines wait in a queue with a bound; when it is full, the oldest goes, is counted
 """
 
 import io
-import ipaddress
 import logging
 import sys
 import threading
@@ -22,6 +21,7 @@ from urllib.parse import unquote, urlsplit
 from agent.config import Config
 from agent.inference.frames import ROW_NUMBER, Request, Verb
 from agent.inference.workers import Recording
+from agent.link.address import is_here
 from skerry.errors import Rejected
 
 _log = logging.getLogger("skerry.agent.feeds")
@@ -199,7 +199,7 @@ def _topic(url: str) -> Topic:
         raise Rejected(f"source: expected mqtt://[USER:PASSWORD@]127.0.0.1:1883/TOPIC, got another: {error}") from error
     topic = unquote(parts.path.removeprefix("/"))
     shown = f"mqtt://{parts.netloc.rpartition('@')[2]}{parts.path}"[:80]
-    if not topic or not _is_here(parts.hostname or ""):
+    if not topic or not is_here(parts.hostname or ""):
         # what is inferred on leaves no device, and nobody else's broker decides what it is
         raise Rejected(f"source: expected mqtt://127.0.0.1:1883/TOPIC, a broker on this machine, got {shown!r}")
     levels = topic.split("/")
@@ -207,12 +207,3 @@ def _topic(url: str) -> Topic:
         raise Rejected(f"source: expected + for one level of a topic and # for all that follow, got {shown!r}")
     user, password = unquote(parts.username or ""), unquote(parts.password or "")
     return Topic(parts.hostname or "", port, topic, user=user, password=password)
-
-
-def _is_here(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

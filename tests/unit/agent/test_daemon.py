@@ -144,8 +144,21 @@ def test_an_index_that_says_nothing_is_asked_for_again(index: bytes) -> None:
         source.fetch("image", "2.root.json", limit=1000)
 
 
-def test_a_daemon_holds_in_memory_what_it_uses() -> None:
-    needless = ("asyncio", "http.server", "numpy", "statistics", "tomllib", "zipfile")
-    program = f"import sys, agent.__main__, agent.daemon; sys.exit(' '.join({{*{needless}}} & {{*sys.modules}}) or 0)"
-    done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True)
+HELD_BY_NO_DAEMON = (
+    *("asyncio", "calendar", "http.server", "inspect", "ipaddress", "numpy", "pickle", "shutil", "statistics"),
+    *("sysconfig", "tempfile", "tomllib", "traceback", "urllib.request", "uuid", "zipfile"),
+)
+HELD_BY_NO_WORKER = (
+    *("_hashlib", "csv", "ipaddress", "logging", "pickle", "platform", "random", "ssl", "subprocess", "zipfile"),
+)
+
+
+@pytest.mark.parametrize(
+    ("program", "needless"),
+    [("agent.__main__, agent.daemon", HELD_BY_NO_DAEMON), ("agent.inference.worker, numpy", HELD_BY_NO_WORKER)],
+)
+def test_a_process_holds_in_memory_what_it_uses(program: str, needless: tuple[str, ...]) -> None:
+    loaded = "{name for name, module in sys.modules.items() if hasattr(module, '__file__')}"
+    code = f"import sys, {program}; sys.exit(' '.join({{*{needless}}} & {loaded}) or 0)"
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
