@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import iotcore
-import numpy as np
 import pytest
 
 from agent.link.address import parse_broker
 from agent.link.session import Link
 from agent.link.tls import Credentials
-from skerry.runtimes.arrays import pack
 from tests.integration.agent.ailing import (
     Authority,
     Patient,
@@ -25,6 +23,7 @@ from tests.integration.agent.ailing import (
 )
 from tests.integration.agent.links import NONE, WHO
 from tests.integration.agent.shore import LABELS, Device, Shore
+from tests.recordings import write_recording
 from tests.relay import Relay
 
 BROKER_TOML = """
@@ -71,15 +70,7 @@ def shore(broker_port: int, tmp_path: Path) -> Iterator[Shore]:
 @pytest.fixture
 def recording(tmp_path: Path) -> Path:
     """A recording whose truth is known."""
-    rng = np.random.default_rng(3)
-    path = tmp_path / "recording.npz"
-    arrays: dict[str, Any] = {
-        "X": rng.normal(size=(60, 100, 6)).astype(np.float32),
-        "y": rng.integers(0, 3, size=60),
-        "labels": np.array(LABELS),
-    }
-    path.write_bytes(pack(arrays))
-    return path
+    return write_recording(tmp_path / "recording.npz", LABELS)
 
 
 @pytest.fixture

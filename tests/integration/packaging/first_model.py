@@ -1,5 +1,6 @@
 """A first model on a packaged agent: a control plane with Mosquitto, an enrolment, a rollout, a commit."""
 
+import json
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,7 +51,8 @@ def committed(
             agent = subprocess.Popen([*board.enter, *run], stderr=log, stdout=log)
         try:
             rollout = programs.skerry("rollout", "create", "watch-1", "--wave=all=rest")["id"]
-            done = programs.skerry("rollout", "wait", str(rollout), "--timeout", "300")
+            wait = ("--home", str(programs.home), "--json", "rollout", "wait", str(rollout), "--timeout", "300")
+            done = json.loads(programs.run("skerry", *wait, timeout_s=320))
             # one of two: where the board measures both builds, the one that it found faster follows as a second
             assert {(each["device"], each["state"]) for each in done["deployments"]} == {("board", "committed")}
             yield agent

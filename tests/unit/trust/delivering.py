@@ -14,14 +14,13 @@ from control_plane.ingest import handle
 from control_plane.keys import sign_payload
 from control_plane.link import Outgoing
 from control_plane.plane import Plane
-from control_plane.schema.devices import Device
 from control_plane.schema.models import Build, ModelVersion
 from control_plane.schema.work import Job
 from control_plane.settings import Settings
 from skerry.wire import codec, topics
 from skerry.wire.manifest import CHUNK_BYTES
 from skerry.wire.messages import Content, Reported, Terms
-from tests.device_keys import PUBLIC
+from tests.device_rows import enrolled
 
 # as good as random, so that packing it by itself saves nothing
 FIRST = random.Random(5).randbytes(5 * CHUNK_BYTES)
@@ -150,19 +149,8 @@ class World:
 
 def found_world(founded: Plane, keys: Path) -> World:
     """Return a plane after the ceremony, with one device, on a broker of another machine."""
-    now = founded.clock()
     settings = Settings(project="watch", broker="mqtts://broker:8883")
     broker = Broker()
     with founded.sessions.begin() as session:
-        session.add(
-            Device(
-                name="gull",
-                profile=PROFILE,
-                certificate_serial="1",
-                certificate_expires=now,
-                enrolled_at=now,
-                public_key=PUBLIC,
-                reported={},
-            )
-        )
+        session.add(enrolled("gull", founded.clock(), profile=PROFILE))
     return World(replace(founded, settings=settings, outgoing=broker), broker, keys)

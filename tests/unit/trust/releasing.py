@@ -11,11 +11,10 @@ from tuf.ngclient import Updater
 from control_plane import image_repository, releases, tuf_rows
 from control_plane.keys import sign_payload
 from control_plane.plane import Plane
-from control_plane.schema.devices import Device
 from control_plane.schema.models import Build, ModelVersion
 from control_plane.schema.releases import Release
 from skerry.wire.messages import Assign, Terms
-from tests.device_keys import PUBLIC
+from tests.device_rows import enrolled
 
 Look = Callable[..., Updater]
 
@@ -72,17 +71,7 @@ def directed(device: Look, session: Session, assign: Assign, name: str = "direct
 
 def enrol(session: Session, plane: Plane, name: str = "wearer-8") -> None:
     """Record a device."""
-    now = plane.clock()
-    session.add(
-        Device(
-            name=name,
-            profile="x86-64-gateway",
-            certificate_serial="1",
-            certificate_expires=now,
-            enrolled_at=now,
-            public_key=PUBLIC,
-        )
-    )
+    session.add(enrolled(name, plane.clock()))
     session.flush()
 
 

@@ -15,9 +15,9 @@ from control_plane.keys import sign_payload
 from control_plane.online_keys import OnlineSigners
 from control_plane.plane import Plane
 from control_plane.refusals import Conflict, Forbidden, Unknown
-from control_plane.schema.devices import Device
 from control_plane.staging import Edit
 from skerry.errors import Rejected
+from tests.device_rows import enrolled
 from tests.unit.trust.releasing import Look, directed, image
 from tests.unit.trust.rotations import follow, key_files, offline, online, signed, tidy
 
@@ -75,7 +75,7 @@ def test_assignments_follow_the_directors_key_one_by_one(
 ) -> None:
     now = founded.clock()
     for name in ("wearer-8", "wearer-9"):
-        session.add(Device(name=name, profile="p", certificate_serial="1", certificate_expires=now, enrolled_at=now))
+        session.add(enrolled(name, now))
         session.flush()
         director.decommission(founded, session, name)
     session.commit()
@@ -216,7 +216,7 @@ def test_a_server_that_stops_between_two_steps_goes_on_signing(
     role: str,
 ) -> None:
     now = founded.clock()
-    session.add(Device(name="w", profile="p", certificate_serial="1", certificate_expires=now, enrolled_at=now))
+    session.add(enrolled("w", now))
     session.flush()
     director.decommission(founded, session, "w")
     session.commit()
