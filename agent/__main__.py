@@ -25,7 +25,7 @@ from agent.config import read_config
 from agent.identity.folder import StateFolder
 from agent.upkeep.launcher import MANIFEST_VARIABLE, RESTART
 from agent.upkeep.launcher import main as launch
-from agent.upkeep.logs import FORMATS, TEXT, log_to_stderr
+from agent.upkeep.logs import FORMATS, JSON, TEXT, log_to_stderr
 from skerry import __version__
 from skerry.errors import Broken, Rejected, SkerryError, Unavailable
 
@@ -44,15 +44,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return verbs[options.verb](options)
     except SkerryError as error:
-        print(f"skerry-agent: {error}", file=sys.stderr)
+        _end(f"{error}", form=options.log_format)
         return next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1)
     except OSError as error:
-        print(f"skerry-agent: {error.filename}: {error.strerror}; check its permissions and the disk", file=sys.stderr)
+        _end(f"{error.filename}: {error.strerror}; check its permissions and the disk", form=options.log_format)
         return EXIT_CODES[Broken]
     except KeyboardInterrupt:
         return 130
     finally:
         os.umask(umask)
+
+
+def _end(problem: str, *, form: str) -> None:
+    if form == JSON:
+        logging.getLogger("skerry.agent").error("%s", problem)
+    else:
+        print(f"skerry-agent: {problem}", file=sys.stderr)
 
 
 def _init(options: argparse.Namespace) -> int:
