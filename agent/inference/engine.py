@@ -359,7 +359,8 @@ class Engine:
 
 
 def _reply(by: Running, answer: Answer) -> Reply:
-    if answer.status == Status.REFUSED:
+    # that an input is no number is its sender's affair
+    if answer.status in (Status.REFUSED, Status.NO_INPUT):
         raise Rejected(answer.reason)
     status, headers = answer.said.get("status"), answer.said.get("headers")
     if answer.status == Status.DONE and isinstance(status, int) and isinstance(headers, dict):

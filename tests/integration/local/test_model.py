@@ -194,8 +194,10 @@ def test_an_artifact_on_trial_is_not_committed(state: Path) -> None:
 
 def test_another_models_name_is_said(state: Path) -> None:
     commit(state, artifact("onnxruntime"))
-    with pytest.raises(Rejected, match="expected the model gesture, got watch"):
-        skerry.Model("gesture", state=state)
+    commit(state / "components" / "lamps", with_manifest(artifact("onnxruntime"), model="lamps"))
+    for name in ("gesture", "../watch", "g" * 300, "\0"):
+        with pytest.raises(Rejected, match="expected the model .*, got lamps, watch; ask for one that is here"):
+            skerry.Model(name, state=state)
 
 
 def test_a_model_that_is_sealed_at_rest_sends_its_reader_to_the_socket(state: Path) -> None:

@@ -242,6 +242,13 @@ def test_a_request_that_neither_of_them_can_answer_says_nothing_about_the_one_on
     assert bench.engine.infer("strokes", "", head={}, body=b"{}").manifest == "cd" * 32
 
 
+def test_an_input_that_is_no_number_is_the_callers_affair(bench: Bench) -> None:
+    bench.engine.switch(bench.running())
+    bench.stub.status, bench.stub.reason = Status.NO_INPUT, "input: expected finite values, got NaN"
+    with pytest.raises(Rejected, match="expected finite values"):
+        bench.engine.infer("strokes", "", head={}, body=b"{}")
+
+
 def test_what_is_committed_is_started_again_and_asked_the_same_once_more(bench: Bench) -> None:
     bench.engine.switch(bench.running())
     bench.stub.ends = 1
