@@ -9,6 +9,7 @@ doctor   say in plain words what is wrong with this device, and who should act
 """
 
 import argparse
+import io
 import json
 import logging
 import os
@@ -36,6 +37,9 @@ EXIT_CODES = {Rejected: 2, Unavailable: 3, Broken: 4}
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; errors are one line on stderr and an exit status by who must act."""
     options = _parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # as on standard error: a path that this locale cannot write is written with escapes
+        sys.stdout.reconfigure(errors="backslashreplace")
     device = _device(options.state)
     log_to_stderr(verbose=options.verbose, form=options.log_format, environment=os.environ, device=device)
     # what a device keeps is for its owner alone: keys, and what was observed

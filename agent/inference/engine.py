@@ -349,6 +349,8 @@ class Engine:
         self._on_trouble(manifest, kind, reason)
 
     def _note(self, problem: str, *, pause_s: float = TROUBLE_S) -> None:
+        if self._stop.is_set():
+            return  # of our own making
         now = time.monotonic()
         # between two troubles a row may go well: the same line is not said again for every one
         if problem != self._said or now - self._said_at > SAY_AGAIN_S:

@@ -462,3 +462,10 @@ def test_the_loop_infers_until_it_is_stopped(bench: Bench) -> None:
     assert bench.engine.alive
     bench.engine.stop()
     assert not bench.engine.alive
+
+
+def test_what_stopping_leaves_unanswered_is_no_trouble(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    bench.engine.switch(bench.running())
+    bench.engine.stop()
+    bench.engine._ask(Request(Verb.NEXT))
+    assert (bench.engine.problem, caplog.messages) == ("", [])

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import os
+import subprocess
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -69,6 +70,14 @@ def test_the_last_line_is_one_of_the_form_too(tmp_path: Path, capsys: pytest.Cap
     plain, structured = capsys.readouterr().err.splitlines()
     assert plain.startswith("skerry-agent: ")
     assert (json.loads(structured)["level"], plain.endswith(json.loads(structured)["message"])) == ("error", True)
+
+
+def test_a_path_that_the_locale_cannot_write_is_no_trouble(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "agent", "doctor", "--state", str(tmp_path / "é")]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (2, "")
+    assert r"\xe9, got none" in done.stdout
 
 
 def test_a_line_is_bounded() -> None:
