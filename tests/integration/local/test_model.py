@@ -316,6 +316,26 @@ def test_what_cannot_be_loaded_is_said_and_what_runs_runs_on(state: Path) -> Non
         assert model.manifest.version == 2
 
 
+def test_a_folder_that_may_be_read_no_more_is_said_and_what_runs_runs_on(
+    state: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    commit(state, artifact("onnxruntime"))
+    real = Path.stat
+
+    def refuse(path: Path, **options: Any) -> Any:
+        if "components" in path.parts:
+            raise PermissionError(13, "Permission denied")
+        return real(path, **options)
+
+    with skerry.Model("watch", state=state) as model:
+        monkeypatch.setattr(Path, "stat", refuse)
+        wait_until(lambda: model.problem, why="a problem")
+        assert "got no permission" in model.problem
+        assert model(make_windows(1))
+        monkeypatch.undo()
+    assert not any(record.exc_info for record in caplog.records)
+
+
 def test_a_model_that_was_given_up_with_nothing_to_go_back_to_answers_no_more(state: Path) -> None:
     slots = commit(state, artifact("onnxruntime"))
     with skerry.Model("watch", state=state) as model:

@@ -1,5 +1,6 @@
 """The inference loop with a worker of one line: trials, windows, callers, and a disk that refuses."""
 
+import math
 import struct
 import threading
 from pathlib import Path
@@ -346,7 +347,8 @@ def test_rows_of_a_program_are_counted_if_they_are_of_what_is_committed(bench: B
 
     assert bench.engine.observe("ab" * 32, Rows(WIDTH, row() * 12))
     assert not bench.engine.observe("cd" * 32, Rows(WIDTH, row()))
-    for rows in (Rows(WIDTH + 1, bytes(8 * (WIDTH + 1))), Rows(WIDTH, struct.pack("<5d", 0, 9, 0.5, 0, 1))):
+    wrong = [struct.pack("<5d", 0, *each) for each in ((9, 0.5, 0, 1), (0, 0.5, 0, math.nan), (0, 0.5, 0, math.inf))]
+    for rows in (Rows(WIDTH + 1, bytes(8 * (WIDTH + 1))), *(Rows(WIDTH, each) for each in wrong)):
         with pytest.raises(Rejected):
             bench.engine.observe("ab" * 32, rows)
 
