@@ -1,5 +1,7 @@
 """`skerry.Model` on real runtimes: answers, refusals, swaps and counts."""
 
+import contextlib
+import socket
 import subprocess
 import sys
 import threading
@@ -14,6 +16,9 @@ import skerry
 from agent.fetching.rest import RestVault
 from skerry.delivery.slots import Slots
 from skerry.errors import Broken, Rejected, Unavailable
+from skerry.inference.local_socket import address_of
+from skerry.local.post import Agent
+from skerry.local.tally import BATCH_ROWS
 from skerry.runtimes import open_session
 from skerry.runtimes.session import Refused
 from skerry.wire.manifest import Manifest
@@ -406,6 +411,27 @@ def test_an_agent_that_has_no_room_is_asked_again_and_one_that_refuses_is_not(st
         model(make_windows(7))
         wait_until(lambda: model.dropped == 7, why="the refusal")
     assert sum(stub.rows.values()) == 5
+
+
+def test_an_agent_that_never_answers_does_not_hold_up_a_program_that_ends(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit(state, artifact("onnxruntime"))
+    monkeypatch.setattr("skerry.local.following.Agent", lambda folder: Agent(folder, timeout_s=0.2))
+    with socket.socket(socket.AF_UNIX) as silent, address_of(state / "serve.sock") as address:
+        silent.bind(address)
+        silent.listen(64)
+        silent.settimeout(0.1)
+        with skerry.Model("watch", state=state) as model:
+            for _ in range(10):
+                model(make_windows(BATCH_ROWS))
+        asked = 0
+        with contextlib.suppress(TimeoutError):
+            while True:
+                silent.accept()[0].close()
+                asked += 1
+    assert 1 <= asked <= 5
+    assert model.dropped == 10 * BATCH_ROWS
 
 
 def test_the_socket_may_lie_deeper_than_its_address_is_long(tmp_path: Path) -> None:
