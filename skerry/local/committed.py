@@ -86,6 +86,11 @@ def read_committed(slots: Path, name: str) -> Committed:
     for attempt in range(_ATTEMPTS):
         pointer = read_pointer(slots)
         place = committed_slot(pointer)
+        if not place and pointer.active and pointer.slot(pointer.active).mark == Mark.PENDING.value:
+            raise Unavailable(
+                f"{slots}: expected a committed model, got one on trial; it is committed after some inferences on its "
+                f"source or over the socket {SOCKET}, or else when its grace is over"
+            )
         if not place:
             raise Unavailable(f"{slots}: expected a committed model, got none; assign {name}, then try again")
         try:

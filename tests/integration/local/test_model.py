@@ -187,7 +187,7 @@ def test_an_artifact_on_trial_is_not_committed(state: Path) -> None:
     slots = Slots(state / "slots")
     slots.stage(artifact("onnxruntime"), release="r", deployment="d")
     slots.activate()
-    with pytest.raises(Unavailable):
+    with pytest.raises(Unavailable, match=r"got one on trial; .*over the socket serve\.sock"):
         skerry.Model("watch", state=state)
     slots.commit()
     with skerry.Model("watch", state=state) as model:
