@@ -9,6 +9,7 @@ doctor   say in plain words what is wrong with this device, and who should act
 """
 
 import argparse
+import io
 import json
 import logging
 import os
@@ -25,7 +26,7 @@ from agent.config import read_config
 from agent.identity.folder import StateFolder
 from agent.upkeep.launcher import MANIFEST_VARIABLE, RESTART, Parser
 from agent.upkeep.launcher import main as launch
-from agent.upkeep.logs import FORMATS, TEXT, log_to_stderr
+from agent.upkeep.logs import FORMATS, JSON, TEXT, log_to_stderr
 from skerry import __version__
 from skerry.errors import Broken, Rejected, SkerryError, Unavailable
 
@@ -36,6 +37,9 @@ EXIT_CODES = {Rejected: 2, Unavailable: 3, Broken: 4}
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; errors are one line on stderr and an exit status by who must act."""
     options = _parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # as on standard error: a path that this locale cannot write is written with escapes
+        sys.stdout.reconfigure(errors="backslashreplace")
     device = _device(options.state)
     log_to_stderr(verbose=options.verbose, form=options.log_format, environment=os.environ, device=device)
     # what a device keeps is for its owner alone: keys, and what was observed
@@ -44,15 +48,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return verbs[options.verb](options)
     except SkerryError as error:
-        print(f"skerry-agent: {error}", file=sys.stderr)
+        _end(f"{error}", form=options.log_format)
         return next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1)
     except OSError as error:
-        print(f"skerry-agent: {error.filename}: {error.strerror}; check its permissions and the disk", file=sys.stderr)
+        _end(f"{error.filename}: {error.strerror}; check its permissions and the disk", form=options.log_format)
         return EXIT_CODES[Broken]
     except KeyboardInterrupt:
         return 130
     finally:
         os.umask(umask)
+
+
+def _end(problem: str, *, form: str) -> None:
+    if form == JSON:
+        logging.getLogger("skerry.agent").error("%s", problem)
+    else:
+        print(f"skerry-agent: {problem}", file=sys.stderr)
 
 
 def _init(options: argparse.Namespace) -> int:

@@ -197,7 +197,11 @@ def _read_table(path: Path, specs: Sequence[TensorSpec]) -> Recording:
         with path.open(newline="", encoding="utf-8-sig") as file:
             lines = csv.reader(file, strict=True)
             header = [name.strip() for name in next(lines, [])]
-            numbers = [at for at, name in enumerate(header) if name != TRUTH]
+            if not header or all(map(_is_number, header)):
+                raise ValueError("no header with names")
+            columns = _columns(header, specs, path)
+            # what else a table has, such as the time, may be anything
+            numbers = sorted({at for each in columns.values() for at in each})
             truth_at = header.index(TRUTH) if TRUTH in header else None
             table = []
             for line in lines:
@@ -211,15 +215,15 @@ def _read_table(path: Path, specs: Sequence[TensorSpec]) -> Recording:
                     truths.append(line[truth_at].strip())
     except (ValueError, csv.Error) as error:
         raise Rejected(f"{path}, line {at_line}: expected a number in each column, got: {error}") from error
-    if not table or not numbers:
-        raise Rejected(f"{path}: expected a header row and lines of numbers, got {len(table)} of {len(numbers)}")
+    if not table:
+        raise Rejected(f"{path}: expected a header row and lines of numbers, got the header alone")
     values = np.asarray(table)
     rows = {
         # integers stay as they were written: what is none is no input, row by row
-        spec.name: values[:, columns]
+        spec.name: values[:, np.searchsorted(numbers, each)]
         .astype(spec.dtype if spec.dtype.startswith("float") else values.dtype)
         .reshape(len(table), *_row_shape(spec))
-        for spec, columns in _columns([header[at] for at in numbers], specs, path).items()
+        for spec, each in columns.items()
     }
     return Recording(rows, _classes(truths) if truths else None)
 
@@ -235,7 +239,7 @@ def _columns(header: Sequence[str], specs: Sequence[TensorSpec], path: Path) -> 
         for spec in specs
     }
     if len(specs) == 1 and not found[specs[0]]:
-        found = {specs[0]: list(range(len(header)))}
+        found = {specs[0]: [at for at, name in enumerate(header) if name != TRUTH]}
     for spec, columns in found.items():
         if len(columns) != math.prod(_row_shape(spec)):
             wanted = math.prod(_row_shape(spec))
@@ -243,6 +247,14 @@ def _columns(header: Sequence[str], specs: Sequence[TensorSpec], path: Path) -> 
                 f"{path}: expected {wanted} columns for the input {spec.name}, got {len(columns)}: name them"
             )
     return found
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _element_of(column: str) -> str:

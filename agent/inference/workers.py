@@ -9,6 +9,7 @@ own SIGKILL. Both are final for a worker: whoever wants another starts another.
 """
 
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -20,7 +21,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import agent
 import skerry
@@ -36,6 +37,8 @@ PROGRAM = ("-m", "agent.inference.worker")
 LOAD_S = 90.0
 BATCH_S = 15.0
 END_S = 2.0
+_LINE_BYTES = 4096
+_log = logging.getLogger("skerry.agent.workers")
 
 
 class Crashed(Broken):
@@ -256,6 +259,7 @@ def _spawn(given: Given, descriptors: Sequence[int]) -> Worker:
                 env={**passed, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
                 start_new_session=True,
                 pass_fds=(theirs.fileno(), *descriptors),
             )
@@ -263,7 +267,15 @@ def _spawn(given: Given, descriptors: Sequence[int]) -> Worker:
             raise Broken(f"worker: expected to start a process, got: {error.strerror}") from error
         finally:
             theirs.close()
+        threading.Thread(target=_pass_on, args=(process.stderr,), name="worker's words", daemon=True).start()
         return Worker(process, ours, cleanup.pop_all())
+
+
+def _pass_on(stream: IO[bytes]) -> None:
+    """Log what runtimes write on standard error, and why a worker ended by itself, as lines like all others."""
+    with stream:
+        while line := stream.readline(_LINE_BYTES):
+            _log.info("worker: %s", line.decode(errors="replace").rstrip())
 
 
 @contextlib.contextmanager

@@ -155,7 +155,9 @@ class Connection:
         # a page from anywhere can make a browser on this device send requests to loopback, under any name (rebinding)
         host = (head.fields.get("host") or "localhost").lower()
         name = host if host.endswith("]") else host.rpartition(":")[0] or host
-        if name not in _LOOPBACK or "origin" in head.fields:
+        if "origin" in head.fields:
+            raise Refusal(403, f"expected a program on this device, got a page of {head.fields['origin'][:60]!r}")
+        if name not in _LOOPBACK:
             raise Refusal(403, f"expected a program on this device asking for localhost, got one for {host[:60]!r}")
 
     def _refuse(self, refusal: Refusal, head: Head | None) -> None:

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import logging
 import os
 import signal
 import socket
@@ -242,6 +243,13 @@ def test_what_no_worker_can_be_had_for_is_this_machines_trouble(given: Given) ->
         start_worker(replace(given, runtime="abacus"))
     with pytest.raises(Crashed, match="exit code 1"):
         start_worker(replace(given, program=("-c", "raise SystemExit(1)")))
+
+
+def test_what_a_worker_writes_on_standard_error_is_in_the_log(given: Given, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    with pytest.raises(Crashed):
+        start_worker(replace(given, program=("-c", "raise SystemExit('a word')")))
+    wait_for(lambda: "worker: a word" in caplog.messages, why="the line")
 
 
 def test_a_recording_that_is_not_there_says_nothing_about_the_model(given: Given, tmp_path: Path) -> None:

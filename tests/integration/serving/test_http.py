@@ -55,6 +55,12 @@ def test_who_asks_for_the_head_alone_gets_that_and_the_next_answer_is_its_own(se
     assert b"{" not in heard
 
 
+@pytest.mark.parametrize("target", [b"http://localhost/v2/health/live", b"HTTP://127.0.0.1:80/v2/health/live"])
+def test_a_client_may_name_the_server_in_its_first_line(serve: Callable[..., Served], target: bytes) -> None:
+    heard = serve().say(b"GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n" % target)
+    assert heard.startswith(b"HTTP/1.1 200 OK")
+
+
 def test_an_empty_line_before_a_request_is_nothing(serve: Callable[..., Served]) -> None:
     one = b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % (INFER.encode(), len(BODY))
     assert serve().say(2 * (one + BODY + b"\r\n")).count(b"HTTP/1.1 200 OK") == 2

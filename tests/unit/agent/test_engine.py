@@ -1,5 +1,6 @@
 """The inference loop with a worker of one line: trials, windows, callers, and a disk that refuses."""
 
+import math
 import struct
 import threading
 from pathlib import Path
@@ -131,6 +132,13 @@ def test_a_request_that_neither_of_them_can_answer_says_nothing_about_the_one_on
     assert bench.engine.infer("strokes", "", head={}, body=b"{}").manifest == "cd" * 32
 
 
+def test_an_input_that_is_no_number_is_the_callers_affair(bench: Bench) -> None:
+    bench.engine.switch(bench.running())
+    bench.stub.status, bench.stub.reason = Status.NO_INPUT, "input: expected finite values, got NaN"
+    with pytest.raises(Rejected, match="expected finite values"):
+        bench.engine.infer("strokes", "", head={}, body=b"{}")
+
+
 def test_what_is_committed_is_started_again_and_asked_the_same_once_more(bench: Bench) -> None:
     bench.engine.switch(bench.running())
     bench.stub.ends = 1
@@ -228,7 +236,8 @@ def test_rows_of_a_program_are_counted_if_they_are_of_what_is_committed(bench: B
 
     assert bench.engine.observe("ab" * 32, Rows(WIDTH, row() * 12))
     assert not bench.engine.observe("cd" * 32, Rows(WIDTH, row()))
-    for rows in (Rows(WIDTH + 1, bytes(8 * (WIDTH + 1))), Rows(WIDTH, struct.pack("<5d", 0, 9, 0.5, 0, 1))):
+    wrong = [struct.pack("<5d", 0, *each) for each in ((9, 0.5, 0, 1), (0, 0.5, 0, math.nan), (0, 0.5, 0, math.inf))]
+    for rows in (Rows(WIDTH + 1, bytes(8 * (WIDTH + 1))), *(Rows(WIDTH, each) for each in wrong)):
         with pytest.raises(Rejected):
             bench.engine.observe("ab" * 32, rows)
 
@@ -344,3 +353,10 @@ def test_the_loop_infers_until_it_is_stopped(bench: Bench) -> None:
     assert bench.engine.alive
     bench.engine.stop()
     assert not bench.engine.alive
+
+
+def test_what_stopping_leaves_unanswered_is_no_trouble(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    bench.engine.switch(bench.running())
+    bench.engine.stop()
+    bench.engine._ask(Request(Verb.NEXT))
+    assert (bench.engine.problem, caplog.messages) == ("", [])

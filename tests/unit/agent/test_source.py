@@ -135,6 +135,7 @@ PAIR = (TensorSpec("left", (1, 2), "float32"), TensorSpec("right", (1, 1), "int8
         (PAIR, "left.0,y,right,left.1\n1,0,9,2\n3,1,8,4\n", {"left": [[1, 2], [3, 4]], "right": [[9], [8]]}, [0, 1]),
         # as spreadsheets write it
         (VECTOR, "\ufeffy,a,b\r\nrest,1,2\r\n\r\nlift,3,4\r\n\r\n", {"window": [[1, 2], [3, 4]]}, ["rest", "lift"]),
+        (VECTOR, "time,window.0,window.1,note\n12:00,1,2,\n12:01,3,4,x\n", {"window": [[1, 2], [3, 4]]}, [None, None]),
         (VECTOR, "window.1,window.0\n2,1\n4,3\n", {"window": [[1, 2], [3, 4]]}, [None, None]),
     ],
 )
@@ -155,7 +156,19 @@ def test_a_table_is_a_recording(
 
 
 @pytest.mark.parametrize(
-    "text", ["", "a,b\n", "a,b\n1,x\n", "a,b\n1\n", "a,b,c\n1,2,3\n", "y\n1\n", 'a,b\n"1,2\n', "a,window.0\n1,2\n"]
+    "text",
+    [
+        "",
+        "\n1,2\n",
+        "1,2\n3,4\n",
+        "a,b\n",
+        "a,b\n1,x\n",
+        "a,b\n1\n",
+        "a,b,c\n1,2,3\n",
+        "y\n1\n",
+        'a,b\n"1,2\n',
+        "a,window.0\n1,2\n",
+    ],
 )
 def test_what_is_no_table_for_a_model_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "r.csv").write_text(text)
