@@ -10,6 +10,7 @@ from datetime import datetime
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from control_plane import alarms
 from control_plane.schema.devices import Device
 from control_plane.schema.releases import Deployment, Rollout, Wave
 from control_plane.schema.telemetry import Finding, Window
@@ -122,8 +123,16 @@ def fleet(session: Session, *, now: datetime) -> FleetView:
     devices = tuple(session.scalars(select(Device).order_by(Device.name)))
     accuracy = _recent_accuracy(session)
     drifting = _drifting(session)
+    alarmed = {row.device: alarms.WORDS.get(row.kind, "it has an alarm") for row in alarms.listed(session)}
     views = tuple(
-        _device(device, accuracy.get(device.name, ()), drifting=device.name in drifting, now=now) for device in devices
+        _device(
+            device,
+            accuracy.get(device.name, ()),
+            alarm=alarmed.get(device.name, ""),
+            drifting=device.name in drifting,
+            now=now,
+        )
+        for device in devices
     )
     online = sum(view.online for view in views)
     running: dict[str, int] = {}
@@ -193,9 +202,9 @@ def ago(then: datetime | None, *, now: datetime) -> str:
     return f"{seconds:.0f} s ago"
 
 
-def _device(device: Device, accuracy: tuple[float, ...], *, drifting: bool, now: datetime) -> DeviceView:
+def _device(device: Device, accuracy: tuple[float, ...], *, alarm: str, drifting: bool, now: datetime) -> DeviceView:
     reported = device.reported
-    health, word = _health(device, drifting=drifting)
+    health, word = _health(device, alarm=alarm, drifting=drifting)
     return DeviceView(
         name=device.name,
         profile=device.profile,
@@ -222,11 +231,13 @@ def _beside(reported: Mapping[str, object]) -> tuple[str, ...]:
     return tuple(sorted(filter(None, releases)))
 
 
-def _health(device: Device, *, drifting: bool) -> tuple[str, str]:
+def _health(device: Device, *, alarm: str, drifting: bool) -> tuple[str, str]:
     """Judge one device: what needs a person first wins."""
     state = _text(device.reported, "state")
     if device.state == "revoked":
         return "revoked", "revoked"
+    if alarm:
+        return "failed", alarm
     if state in ("failed", "rolling_back"):
         return "failed", "the last deployment failed" if state == "failed" else "rolling back"
     if not device.online:
