@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from control_plane import requests
+from control_plane import alarms, requests, trust_status
 from control_plane.pages.views import ago, components_of
 from control_plane.schema.devices import Device, DeviceRequest
 from skerry.errors import Rejected
@@ -68,10 +68,25 @@ class RequestView:
 
 
 @dataclass(frozen=True, slots=True)
+class AlarmView:
+    """One alarm: `number` is what it is acknowledged by, 0 for one of the keys, which ends with its cause."""
+
+    number: int
+    tone: str
+    text: str
+    raised_at: datetime | None
+    ago: str
+
+
+@dataclass(frozen=True, slots=True)
 class DevicePage:
-    """One device. `facts` are (label, value) pairs of what is known, nothing for what is not."""
+    """One device. `facts` are (label, value) pairs of what is known, nothing for what is not.
+
+    `alarms` are its own, then those of the keys, which hold for every device.
+    """
 
     name: str
+    alarms: tuple[AlarmView, ...]
     headline: str
     tone: str
     health: str
@@ -94,6 +109,7 @@ def device_page(session: Session, name: str, *, now: datetime) -> DevicePage | N
     health = str(said.get("health") or "")
     return DevicePage(
         name=name,
+        alarms=_alarms(session, name, now=now),
         headline=f"{name}, {reach}. It runs {runs}.",
         tone=_TONES.get(health, "plain") if device.online else "away",
         health=health or "it does not say how it is",
@@ -104,6 +120,18 @@ def device_page(session: Session, name: str, *, now: datetime) -> DevicePage | N
         components=_components(said),
         requests=tuple(_request(row, now=now) for row in requests.listed(session, name, limit=RECENT_REQUESTS)),
     )
+
+
+def _alarms(session: Session, name: str, *, now: datetime) -> tuple[AlarmView, ...]:
+    own = (
+        AlarmView(number=row.id, tone="alarm", text=row.text, raised_at=row.raised_at, ago=ago(row.raised_at, now=now))
+        for row in alarms.listed(session, device=name)
+    )
+    keys = (
+        AlarmView(number=0, tone="alarm" if each.expired else "watch", text=each.text, raised_at=None, ago="")
+        for each in trust_status.alarms(session, now)
+    )
+    return (*own, *keys)
 
 
 def _facts(device: Device, said: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:

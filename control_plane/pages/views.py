@@ -10,6 +10,7 @@ from datetime import datetime
 from sqlalchemy import exists, func, or_, select
 from sqlalchemy.orm import Session
 
+from control_plane import alarms
 from control_plane.schema.devices import Device, DeviceComponent
 from control_plane.schema.models import Build
 from control_plane.schema.releases import Deployment, Rollout, Wave
@@ -123,8 +124,16 @@ def fleet(session: Session, *, now: datetime) -> FleetView:
     devices = tuple(session.scalars(select(Device).order_by(Device.name)))
     accuracy = _recent_accuracy(session)
     drifting = _drifting(session)
+    alarmed = {row.device: alarms.WORDS.get(row.kind, "it has an alarm") for row in alarms.listed(session)}
     views = tuple(
-        _device(device, accuracy.get(device.name, ()), drifting=device.name in drifting, now=now) for device in devices
+        _device(
+            device,
+            accuracy.get(device.name, ()),
+            alarm=alarmed.get(device.name, ""),
+            drifting=device.name in drifting,
+            now=now,
+        )
+        for device in devices
     )
     online = sum(view.online for view in views)
     running: dict[str, int] = {}
@@ -194,9 +203,9 @@ def ago(then: datetime | None, *, now: datetime) -> str:
     return f"{seconds:.0f} s ago"
 
 
-def _device(device: Device, accuracy: tuple[float, ...], *, drifting: bool, now: datetime) -> DeviceView:
+def _device(device: Device, accuracy: tuple[float, ...], *, alarm: str, drifting: bool, now: datetime) -> DeviceView:
     reported = device.reported
-    health, word = _health(device, drifting=drifting)
+    health, word = _health(device, alarm=alarm, drifting=drifting)
     return DeviceView(
         name=device.name,
         profile=device.profile,
@@ -232,26 +241,30 @@ def _beside(reported: Mapping[str, object]) -> tuple[str, ...]:
     return tuple(sorted(filter(None, (_text(each, "release") for each in components_of(reported).values()))))
 
 
-def _health(device: Device, *, drifting: bool) -> tuple[str, str]:
+def _health(device: Device, *, alarm: str, drifting: bool) -> tuple[str, str]:
     """Judge one device: what needs a person first wins."""
-    state = _text(device.reported, "state")
     if device.state == "revoked":
         return "revoked", "revoked"
-    if state in ("failed", "rolling_back"):
-        return "failed", "the last deployment failed" if state == "failed" else "rolling back"
-    beside = {name: _text(each, "state") for name, each in components_of(device.reported).items()}
-    if failed := [name for name, each in beside.items() if each in ("failed", "rolling_back")]:
-        return "failed", f"{failed[0]}: the last deployment failed"
+    # its own model has no name among them
+    phases = {"": _text(device.reported, "state")}
+    phases |= {name: _text(each, "state") for name, each in components_of(device.reported).items()}
+    if trouble := alarm or next(filter(None, map(_failed, phases, phases.values())), ""):
+        return "failed", trouble
     if not device.online:
         return "away", "out of reach; it goes on inferring" if _text(device.reported, "release") else "out of reach"
     if _text(device.reported, "health") == "failing":
         reasons = device.reported.get("reasons")
         return "failed", str(reasons[0]) if isinstance(reasons, list) and reasons else "failing, by its own word"
-    if moving := next((each for each in (state, *beside.values()) if each not in _SETTLED), ""):
+    if moving := next((each for each in phases.values() if each not in _SETTLED), ""):
         return "moving", moving.replace("_", " ")
     if drifting:
         return "drifting", "its data left its baseline"
     return "good", "running" if _text(device.reported, "release") else "enrolled, nothing assigned yet"
+
+
+def _failed(component: str, phase: str) -> str:
+    said = {"failed": "the last deployment failed", "rolling_back": "rolling back"}.get(phase, "")
+    return f"{component}: {said}" if component and said else said
 
 
 def _drifting(session: Session) -> set[str]:

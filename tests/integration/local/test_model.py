@@ -201,7 +201,7 @@ def test_another_models_name_is_said(state: Path) -> None:
     commit(state, artifact("onnxruntime"))
     commit(state / "components" / "lamps", with_manifest(artifact("onnxruntime"), model="lamps"))
     for name in ("gesture", "../watch", "g" * 300, "\0"):
-        with pytest.raises(Rejected, match="expected the model .*, got lamps, watch; ask for one that is here"):
+        with pytest.raises(Rejected, match=r"expected the model .*, got lamps, watch; ask for one that is here"):
             skerry.Model(name, state=state)
 
 

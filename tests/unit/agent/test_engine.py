@@ -10,7 +10,7 @@ import pytest
 from agent.deployment.lifecycle import Kind
 from agent.inference.engine import MAX_CALLERS
 from agent.inference.feeds import Lines
-from agent.inference.frames import Answer, Request, Status
+from agent.inference.frames import Answer, Request, Status, Verb
 from agent.inference.trial import Decision, Terms
 from agent.local.serving_port import Rows
 from skerry.errors import Broken, Rejected, Unavailable

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from sqlalchemy.orm import Session
 
+from control_plane import alarms, trust_status
 from control_plane.pages.device_views import device_page
 from control_plane.pages.routes import _templates
 from control_plane.pages.views import fleet
@@ -105,6 +106,36 @@ def test_components_are_shown_with_what_they_run(
     assert "too slow &lt;b&gt;" in page
     add_device("auk")
     assert 'id="components"' not in html(session, "auk", now)
+
+
+def test_alarms_of_the_device_and_of_the_keys_come_first(
+    session: Session, now: datetime, add_device: Callable[..., Device], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_device("gull")
+    add_device("tern")
+    alarms.sound(session, alarms.CLONE, "gull", "gull may be <cloned>", now=now)
+    ended = trust_status.Alarm("director root", "2026-02-01", True, "director root has expired")
+    soon = trust_status.Alarm("image root", "2026-04-01", False, "image root expires")
+    monkeypatch.setattr(trust_status, "alarms", lambda _session, _now: [ended, soon])
+
+    view = device_page(session, "gull", now=now)
+    assert view is not None
+    assert [(each.number, each.tone, each.text) for each in view.alarms] == [
+        (1, "alarm", "gull may be <cloned>"),
+        (0, "alarm", "director root has expired"),
+        (0, "watch", "image root expires"),
+    ]
+    shown = html(session, "gull", now)
+    assert "gull may be &lt;cloned&gt;" in shown
+    assert shown.index("gull may be") < shown.index(">Health</h2>")
+    assert shown.count("skerry alarm acknowledge 1") == shown.count("skerry alarm acknowledge") == 1
+    assert "may be" not in html(session, "tern", now)
+
+    (gull, tern) = fleet(session, now=now).devices
+    assert (gull.health, gull.word) == ("failed", "it may be cloned: two outboxes speak in its name")
+    assert tern.health == "good"
+    alarms.clear_all(session, "gull", "seen to", now=now)
+    assert fleet(session, now=now).devices[0].health == "good"
 
 
 def test_requests_show_who_asked_and_what_came(
