@@ -371,16 +371,14 @@ class Daemon:
             stalled=delivery.stalled,
             components=self.units.reported(),
         )
-        word = engine.word
-        runs = "down" if word == "none" and state.good.manifest else word
-        return self._twin.complete(reported, runs=runs, crashes=engine.crashes, refusal=self._refusal)
+        return self._twin.complete(reported, runs=main.runs, crashes=engine.crashes, refusal=self._refusal)
 
     def _status(self) -> str:
         """Return how it is, in a line for the service manager."""
         good = self._main.runner.state.good.release
         link = "connected" if self._link.connected else "not connected"
         runs = f"{good} is committed" if good else "nothing is committed"
-        return f"{link}, {runs}; {self._problem() or 'all is well'}"
+        return f"{link}, {runs}; {self._problem() or self.units.problem or 'all is well'}"
 
     def _problem(self) -> str:
         renewal = self._renewal.problem if self._renewal else ""

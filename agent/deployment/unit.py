@@ -261,7 +261,13 @@ class ModelUnit(Unit):
 
     def reported(self) -> Component:
         """Return what the twin says of it."""
-        return replace(super().reported(), inferences=self.engine.inferences)
+        return replace(super().reported(), inferences=self.engine.inferences, runs=self.runs)
+
+    @property
+    def runs(self) -> str:
+        """How the model does, in a word: up, restarting, none, or down (none although one was committed)."""
+        word = self.engine.word
+        return "down" if word == "none" and self.runner.state.good.manifest else word
 
     def restart(self) -> str:
         """End what runs the committed model and load that anew; the open window goes on. Return the release."""

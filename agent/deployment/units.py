@@ -57,8 +57,8 @@ class Units:
 
     @property
     def problem(self) -> str:
-        """What is wrong with the unnamed component; the others say that for themselves."""
-        return self.main.problem
+        """What is wrong with a named component, and with which; empty when nothing is."""
+        return next((f"{name}: {unit.problem}" for name, unit in sorted(self._named.items()) if unit.problem), "")
 
     def start(self) -> None:
         """Start what was committed, then all threads."""

@@ -196,11 +196,16 @@ def _components(said: Mapping[str, Any]) -> tuple[ComponentView, ...]:
         ComponentView(
             name=name,
             release=str(each.get("release") or ""),
-            state=str(each.get("state") or "").replace("_", " "),
+            state=_word(each),
             note=str(each.get("last_error") or ""),
         )
         for name, each in components_of(said).items()
     )
+
+
+def _word(said: Mapping[str, Any]) -> str:
+    state, runs = str(said.get("state") or "").replace("_", " "), str(said.get("runs") or "")
+    return f"{state}, {runs}" if runs and runs != "none" else state
 
 
 def _request(row: DeviceRequest, *, now: datetime) -> RequestView:

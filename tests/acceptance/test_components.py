@@ -182,6 +182,10 @@ def test_models_beside_each_other_are_rolled_out_rolled_back_heard_and_dropped_e
     assert (ended["state"], ended["component"]) == ("failed", "lamps")
     assert "expected a median latency within 1e-06 ms" in ended["reason"]
     world.until("lamps as before", lambda: world.component("lamps")["manifest"] == made["lamps"])
+    assert world.component("lamps")["reported"]["runs"] == "up"
+    said = world.device()["reported"]
+    assert (said["state"], said["health"]) == ("committed", "degraded")
+    assert said["reasons"][0].startswith("lamps: expected a median latency")
     assert {asker.model: asker.failures for asker in world.askers.values()} == {model: [] for model in MODELS}
     assert set(world.askers["strokes"].answers) == {made["strokes"]}
     assert set(world.askers["lamps"].answers) == {made["lamps"], bad}

@@ -94,7 +94,7 @@ def test_what_an_older_agent_does_not_say_is_not_shown(
 def test_components_are_shown_with_what_they_run(
     session: Session, now: datetime, add_device: Callable[..., Device]
 ) -> None:
-    lamps = {"state": "rolling_back", "release": "lamps-1", "last_error": "too slow <b>"}
+    lamps = {"state": "rolling_back", "release": "lamps-1", "last_error": "too slow <b>", "runs": "up"}
     add_device("gull", components={"lamps": lamps, "agent": {"state": "idle"}, "odd": 3})
 
     view = device_page(session, "gull", now=now)
@@ -102,7 +102,7 @@ def test_components_are_shown_with_what_they_run(
 
     assert view is not None
     shown = [(each.name, each.release, each.state, each.note) for each in view.components]
-    assert shown == [("agent", "", "idle", ""), ("lamps", "lamps-1", "rolling back", "too slow <b>")]
+    assert shown == [("agent", "", "idle", ""), ("lamps", "lamps-1", "rolling back, up", "too slow <b>")]
     assert "too slow &lt;b&gt;" in page
     add_device("auk")
     assert 'id="components"' not in html(session, "auk", now)
