@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -18,6 +19,7 @@ from agent.link.connection import Connection
 from agent.link.session import Heard
 from agent.trust.assignment import Inbox
 from agent.trust.metadata import RetainedMetadata
+from agent.upkeep.disk import Disk
 from skerry.errors import Broken, Unavailable
 from skerry.wire import codec, topics
 from skerry.wire.enrolment import Anchor
@@ -59,6 +61,34 @@ def test_an_assignment_that_the_disk_refused_is_kept_before_it_is_settled(
 
     assert (settled, daemon._problem()) == (["assign"], "")
     assert Inbox(tmp_path).pending() == b"{}"
+
+
+def test_on_a_disk_that_refuses_at_the_start_the_broker_keeps_what_is_to_be_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = StateFolder(tmp_path)
+    folder.keep(IDENTITY, anchor=codec.encode(ANCHOR), key=b"", certificate="", broker_ca="")
+    Daemon(folder, Config())._outbox.close()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    monkeypatch.setattr("agent.upkeep.disk._look", lambda _: "the disk is read-only")
+    daemon = Daemon(folder, Config(), disk=Disk(tmp_path))
+    settled: list[str] = []
+    for name in ("assign", "desired", "ack", "request"):
+        daemon._link.heard.put(Heard(name=name, payload=b"{}", settle=partial(settled.append, name)))
+
+    daemon._converse()
+
+    assert (settled, daemon._problem()) == (["request"], "the disk is read-only")
+    assert daemon._link.heard.empty()
+    assert daemon._reported(online=True, version=1).health == "failing"
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    waited = daemon._wants_restart
+    monkeypatch.setattr("agent.upkeep.disk._look", lambda _: "")
+    monkeypatch.setattr("agent.upkeep.disk.LOOK_S", 0.0)
+    daemon._disk._due = 0.0
+    daemon._converse()
+    assert (waited, daemon._wants_restart) == (False, True)
+    daemon._outbox.close()
 
 
 def test_an_artifact_that_would_fill_the_disk_is_not_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
