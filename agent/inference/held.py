@@ -19,6 +19,8 @@ from skerry.errors import Broken
 
 MOST_BYTES = 64 * 1024
 RETRY_S = 5.0
+# each is a transaction, which a slow disk takes its time for while nobody can count
+AT_ONCE = 8
 REASON = "the disk refused it"
 _log = logging.getLogger("skerry.agent.windows")
 
@@ -54,9 +56,9 @@ class Held:
             self._bytes -= len(self._closed.popleft().report)
             self._lost["window"] += 1
 
-    def save_open(self, manifest: str, body: bytes, *, number: int, event_clock: float) -> bool:
-        """Store the open window; False where the disk refuses it: it is in memory, and stored the next time."""
-        return self._try(lambda: self._outbox.save_open(manifest, body, number=number, event_clock=event_clock))
+    def save_open(self, manifest: str, body: bytes, *, number: int, event_clock: float) -> None:
+        """Store the open window, if nothing that came before it is held: else it stays in memory for the next time."""
+        self._try(lambda: self._outbox.save_open(manifest, body, number=number, event_clock=event_clock))
 
     def put_sample(self, body: bytes, *, event_time: float) -> None:
         """Store a sample, or count it."""
@@ -66,33 +68,34 @@ class Held:
     def end(self) -> None:
         """Ask the disk once more, for the last time is now."""
         self._again = 0.0
-        self._try(lambda: None)
+        while not self._try(lambda: None) and not self.problem:
+            pass
         if self.problem:
             windows, samples = len(self._closed) + self._lost["window"], self._lost["sample"]
             _log.error("%d windows, %d samples and the open window are lost: %s", windows, samples, self.problem)
 
     def _try(self, write: Callable[[], object]) -> bool:
-        """Store what is held and then this; False where the disk refuses, or is spared."""
+        """Store some of what is held, and this if nothing is left of that; False where it was not stored."""
         if self.problem and self._clock() < self._again:
             return False
         try:
             self._store()
-            write()
+            if not self._closed:
+                write()
         except Broken as error:
             if str(error) != self.problem:
                 _log.error("%s; inference goes on, and what is counted is held in memory", error)
             self.problem, self._again = str(error), self._clock() + RETRY_S
             return False
         self.problem = ""
-        return True
+        return not self._closed
 
     def _store(self) -> None:
         for kind, count in self._lost.items():
             if count:
                 self._outbox.lose(kind, count, reason=REASON)
                 self._lost[kind] = 0
-        while self._closed:
-            held = self._closed[0]
+        for held in list(self._closed)[:AT_ONCE]:
             self._outbox.close_window(held.manifest, held.report, number=held.number, event_clock=held.event_clock)
             self._closed.popleft()
             self._bytes -= len(held.report)

@@ -44,6 +44,8 @@ MAX_STARTS = 3
 PAUSE_S = 1.0
 _REJECTED = 2
 _BROKEN = 4
+# what a disk says that takes no writes
+_REFUSED = (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _log = logging.getLogger("skerry.agent.launcher")
 
@@ -147,6 +149,8 @@ class _Launch:
                 if status is not None:
                     return status
         except OSError as error:
+            if error.errno not in _REFUSED:
+                raise
             _log.error("agent: expected to write to %s, got: %s; the installed version runs", self._home.folder, error)
             os.environ[MANIFEST_VARIABLE] = INSTALLED
             os.execv(sys.executable, sys.orig_argv)  # noqa: S606
