@@ -258,8 +258,9 @@ def test_inference_keeps_its_pace_on_a_full_disk_and_what_is_not_stored_is_count
     windows = [sequence for sequence, kind, _ in found if kind == "window"]
     accounted = len(windows) + sum(gap.count for gap in gaps)
     assert accounted == stranded.engine.inferences // WINDOW_ROWS
-    assert bool(gaps) == (most_bytes == 1500)
-    assert {gap.reason for gap in gaps} <= {held.REASON, "no room"}
+    # the outbox may have given up rows of its own before it refused
+    reasons = {gap.reason for gap in gaps} - {"no room"}
+    assert reasons == ({held.REASON} if most_bytes == 1500 else set())
 
 
 # --- the local face
