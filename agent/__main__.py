@@ -9,6 +9,7 @@ doctor   say in plain words what is wrong with this device, and who should act
 """
 
 import argparse
+import contextlib
 import io
 import json
 import logging
@@ -131,8 +132,10 @@ def _install(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> int:
     from agent.daemon import Daemon
     from agent.identity.leaving import is_leaving
-    from agent.upkeep.recovery import recover
+    from agent.upkeep.disk import Disk
+    from agent.upkeep.recovery import Recovered, recover
     from agent.upkeep.service import Service
+    from agent.upkeep.shadow import shadow_of
 
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -144,14 +147,17 @@ def _run(options: argparse.Namespace) -> int:
     names = {"replay": "replay", "source": "source", "seed": "seed", "rate": "rate", "event_step": "event_step_s"}
     names |= {"window_rows": "window_rows", "broker": "broker"}
     config = read_config(folder.path, {field: getattr(options, name) for name, field in names.items()})
-    with folder.lock():
-        recovered = recover(folder, config)
-        if recovered.restart:
+    with folder.lock(), contextlib.ExitStack() as stack:
+        disk = Disk(folder.path, outbox=folder.outbox_file)
+        shadow = stack.enter_context(shadow_of(folder.path)) if disk.problem else None
+        place = StateFolder(shadow) if shadow is not None else folder
+        recovered = recover(place, config) if shadow is not None or not disk.problem else Recovered()
+        if recovered.restart and not disk.problem:
             # the launcher could not tell which version to start, and can now
             return RESTART
         launched = os.environ.get(MANIFEST_VARIABLE, "")
         service = Service.of(os.environ, patience_s=config.infer_timeout_s)
-        daemon = Daemon(folder, config, launched=launched, service=service, recovered=recovered.lines)
+        daemon = Daemon(place, config, launched=launched, service=service, disk=disk, recovered=recovered.lines)
         logging.getLogger("skerry.agent").info("%s, profile %s", daemon.identity.who, daemon.identity.profile)
         status = daemon.run(stop)
     return _leave(folder) if is_leaving(folder.path) else status

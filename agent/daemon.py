@@ -8,37 +8,26 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 
 from agent.config import Config
-from agent.deployment.unit import Shared
-from agent.deployment.units import Units, held_here
 from agent.fetching.desired import DesiredFile
-from agent.fetching.pace import OwnersPace
-from agent.fetching.ranges import HttpsChunks
 from agent.identity.errand import Tokens
 from agent.identity.folder import StateFolder
 from agent.identity.leaving import begin_to_leave
-from agent.identity.renewal import Renewal
-from agent.link.address import parse_broker
-from agent.link.link_note import LinkNote
-from agent.link.proxy import parse_proxy
-from agent.link.session import Heard, Link
-from agent.link.tls import client_context
-from agent.local.serving import SOCKET_NAME, Face, parse_serve
-from agent.remote.inbox import Requests
+from agent.link.session import Heard
+from agent.local.serving import Face
+from agent.remote.inbox import Verb
 from agent.remote.journal import Journal
 from agent.remote.verbs import make_verbs
-from agent.telling.outbox import OutboxFile
 from agent.telling.publisher import Publisher
-from agent.telling.reporter import Reporter, Versions
+from agent.telling.reporter import Reporter
 from agent.telling.twin import Twin
 from agent.trust.assignment import Mailbox
-from agent.trust.floor import read_floor
-from agent.trust.judging import Judge
+from agent.upkeep.disk import Disk
 from agent.upkeep.launcher import RESTART
 from agent.upkeep.service import Service
+from agent.wiring import Ground, count_start, make_link, make_outbox, make_renewal, make_requests, make_units, open_face
 from skerry import __version__
 from skerry.errors import Broken, Rejected, SkerryError
 from skerry.runtimes import Refused, find_runtime
@@ -63,6 +52,7 @@ class Daemon:
         *,
         launched: str = "",
         service: Service | None = None,
+        disk: Disk | None = None,
         recovered: Sequence[str] = (),
     ) -> None:
         self._recovered = "; ".join(recovered)
@@ -70,13 +60,15 @@ class Daemon:
         self._service = service or Service()
         self._config = config
         self._folder = folder
+        self._disk = disk or Disk(folder.path, outbox=folder.outbox_file)
+        self._mended = False
         found = find_runtime(self.identity.runtime)
         if isinstance(found, Refused):
             raise Broken(found.reason)
         self._runtime = f"{self.identity.runtime} {found.version}"
 
-        starts = folder.starts()
-        self._versions = Versions(starts)
+        ground = self._ground = Ground(folder, self.identity, config, self._disk)
+        starts, self._versions = count_start(ground)
         self._news = threading.Event()
         self._told = False
         self._unheard: Heard | None = None
@@ -86,23 +78,33 @@ class Daemon:
         self._stopping = threading.Event()
         self._face: Face | None = None
         self._face_problem = ""
-        self._outbox = OutboxFile(folder.outbox_file, quota_bytes=config.quota_bytes)
+        self._outbox = make_outbox(ground)
         self._publisher = Publisher(
             self._outbox,
             ack_timeout_s=config.ack_timeout_s,
             rate_bytes_s=lambda: self._desired.wishes.resume_bytes_s or config.resume_bytes_s,
         )
         self._reporter = Reporter(every_s=config.report_every_s)
-        self._link = self._make_link()
-        self._renewal = self._make_renewal()
+        self._link = make_link(ground, will=self._will, news=self._news.set)
+        self._renewal = make_renewal(ground, self._link)
         tokens = Tokens(folder.path)
         self._mailbox = Mailbox(folder.path)
-        self.units = self._make_units(tokens.get, launched=launched)
+        self.units = make_units(
+            ground,
+            link=self._link,
+            outbox=self._outbox,
+            mailbox=self._mailbox,
+            desired=self._desired,
+            tokens=tokens,
+            news=self._news.set,
+            launched=launched,
+        )
         self._main = self.units.main
+        self._main.decisions.decommissioned = self._leave
         self._good_before = self._main.runner.state.good.manifest
         self._journal = Journal(secrets=lambda: (tokens.held,))
         self._twin = self._make_twin(restarts=starts - 1)
-        self._requests = self._make_requests()
+        self._requests = make_requests(ground, self._link, self._make_verbs())
 
     def run(self, stop: threading.Event) -> int:
         """Live until `stop`, and return the exit status; a broker that is not there is waited for.
@@ -135,83 +137,14 @@ class Daemon:
 
     @property
     def _wants_restart(self) -> bool:
-        return self.units.own is not None and self.units.own.wants_restart
+        return self._mended or (self.units.own is not None and self.units.own.wants_restart)
 
-    def _make_units(self, token: Callable[[], str], *, launched: str) -> Units:
-        folder, config = self._folder, self._config
-        judge = Judge(
-            folder=folder,
-            config=config,
-            link=self._link,
-            held=lambda: held_here(folder, config),
-            token=token,
-        )
-        shared = Shared(
-            folder=folder,
-            identity=self.identity,
-            config=config,
-            link=self._link,
-            outbox=self._outbox,
-            mailbox=self._mailbox,
-            judge=judge,
-            turn=threading.Lock(),
-            news=self._news.set,
-            make_pace=self._make_pace,
-            https=self._make_https(token),
-        )
-        units = Units(shared, launched=launched)
-        units.main.decisions.decommissioned = self._leave
-        return units
-
-    def _make_link(self) -> Link:
-        return Link(
-            parse_broker(self._config.broker or self.identity.broker),
-            who=self.identity.who,
-            will=lambda: codec.encode(self._reported(online=False, version=self._versions.will())),
-            credentials=self._folder.credentials,
-            floor=lambda: read_floor(self._folder.trust),
-            on_change=self._news.set,
-            note=LinkNote(self._folder.path).keep,
-            keep_alive_s=self._config.keep_alive_s,
-            reconnect_s=self._config.reconnect_s,
-            proxy=parse_proxy(self._config.proxy),
-        )
-
-    def _make_pace(self) -> OwnersPace:
-        metered = Path(self._config.metered_file) if self._config.metered_file else None
-        return OwnersPace(
-            self.identity.who,
-            wishes=lambda: self._desired.wishes,
-            metered=lambda: metered is not None and metered.exists(),
-        )
-
-    def _make_https(self, token: Callable[[], str]) -> HttpsChunks | None:
-        server = self.identity.server
-        if not server:
-            return None
-        anchor, trust = self._folder.anchor(), self._folder.trust
-        # a new context for each connection: the floor moves
-        return HttpsChunks(
-            server,
-            context=lambda: client_context(anchor.server_ca, floor=read_floor(trust)),
-            token=token,
-            proxy=parse_proxy(self._config.proxy),
-        )
-
-    def _make_renewal(self) -> Renewal | None:
-        if not self._folder.has_certificate:
-            return None
-        # without TLS the broker asks for no certificate, and its silence says nothing about ours
-        tls = parse_broker(self._config.broker or self.identity.broker).tls
-        return Renewal(
-            self._folder,
-            connected=lambda: self._link.connected or not tls,
-            on_renewed=self._link.reconnect if tls else lambda: None,
-        )
+    def _will(self) -> bytes:
+        return codec.encode(self._reported(online=False, version=self._versions.will()))
 
     def _make_twin(self, *, restarts: int) -> Twin:
         return Twin(
-            self._folder.path,
+            self._disk.folder,
             trust=self._folder.trust,
             restarts=restarts,
             slots=lambda: self._main.effects.pointer,
@@ -220,21 +153,14 @@ class Daemon:
             outbox_budget=self._outbox.budget_bytes,
         )
 
-    def _make_requests(self) -> Requests:
-        verbs = make_verbs(
+    def _make_verbs(self) -> Mapping[str, Verb]:
+        return make_verbs(
             journal=self._journal,
-            state=self._folder.path,
+            state=self._disk.folder,
             stopping=self._stopping,
             restart=self.units.restart,
             windows=self._outbox,
             publish=lambda outbox: self._link.publish("outbox", codec.encode(outbox)),
-        )
-        return Requests(
-            self._folder.path / "requests",
-            verbs=verbs,
-            allowed=self._config.requests,
-            say=lambda answer: self._link.publish("answer", codec.encode(answer)),
-            now=lambda: max(time.time(), read_floor(self._folder.trust)),
         )
 
     def _leave(self) -> None:
@@ -256,6 +182,9 @@ class Daemon:
             self._listen()
             # how the device is now comes before what it has to tell of the past
             self._report()
+            if self._disk.problem:
+                self._look_at_disk()
+                return
             self._publisher.tick(self._link)
             self.units.look(told=self._told)
             self._refusal = ""
@@ -263,6 +192,14 @@ class Daemon:
             if str(error) != self._refusal:
                 _log.error("%s", error)
             self._refusal = str(error)
+
+    def _look_at_disk(self) -> None:
+        """On a disk that refused at the start nothing is said, for it could not be marked as said; is it mended?"""
+        if self._disk.is_mended:
+            # first: what was held in memory meanwhile is stored as the engines stop
+            self._outbox.thaw()
+            _log.warning("the disk takes writes again: starting anew, in full")
+            self._mended = True
 
     @contextlib.contextmanager
     def _living(self) -> Iterator[None]:
@@ -293,28 +230,24 @@ class Daemon:
 
     def _start_serving(self) -> None:
         """Let programs on this device ask the model; where that cannot be, the device is there for its fleet."""
-        if self._config.serve == "off":
-            return
-        port = parse_serve(self._config.serve)
-        # a port that another program has is no reason to be without the socket
-        for wanted in (port, None) if port else (None,):
-            face = Face(self.units, keep_bytes=self._config.serve_keep_bytes)
-            try:
-                face.start(self._folder.path / SOCKET_NAME, port=wanted)
-            except Broken as error:
-                self._face_problem = self._face_problem or str(error)
-                _log.error("%s", error)
-            else:
-                self._face = face
-                break
+        try:
+            self._face, self._face_problem = open_face(self._ground, self.units)
+        except Broken as error:
+            self._face_problem = str(error)
+        if self._face_problem:
+            _log.error("%s", self._face_problem)
 
     def _listen(self) -> None:
         """Handle what was heard: make it durable, then tell the broker that it arrived.
 
-        What the disk refused stays at hand: the broker would say it again only on another connection.
+        What the disk refused stays at hand: the broker would say it again only on another connection. That comes once a
+        disk is mended that refused at the start; until then what is to be kept is left with the broker.
         """
         while self._unheard is not None or not self._link.heard.empty():
             heard = self._unheard = self._unheard or self._link.heard.get()
+            if self._disk.problem and heard.name != "request":
+                self._unheard = None
+                continue
             if heard.name == "ack":
                 self._publisher.acknowledged(heard.payload)
                 self._note_time(heard.payload)
@@ -371,7 +304,9 @@ class Daemon:
             stalled=delivery.stalled,
             components=self.units.reported(),
         )
-        return self._twin.complete(reported, runs=main.runs, crashes=engine.crashes, refusal=self._refusal)
+        return self._twin.complete(
+            reported, runs=main.runs, crashes=engine.crashes, refusal=self._disk.problem or self._refusal
+        )
 
     def _status(self) -> str:
         """Return how it is, in a line for the service manager."""
@@ -383,6 +318,7 @@ class Daemon:
     def _problem(self) -> str:
         renewal = self._renewal.problem if self._renewal else ""
         problems = (
+            self._disk.problem,
             self._main.asking_problem,
             self._face_problem,
             self._refusal,

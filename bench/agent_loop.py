@@ -28,7 +28,7 @@ from agent.inference.frames import Request, Verb, write_head
 from agent.inference.workers import Given, Worker, check_answer, start_worker
 from bench.agent_bare import open_bare
 from skerry.delivery.slots import MANIFEST, Slots
-from skerry.local.post import connect
+from skerry.inference.local_socket import connect
 
 SEED = 20261
 WARM_UP = 5

@@ -18,7 +18,7 @@ import numpy as np
 from agent.identity.folder import Identity
 from bench.agent_loop import http_request, read_answer, request_body
 from skerry.errors import SkerryError
-from skerry.local.post import connect
+from skerry.inference.local_socket import connect
 from skerry.wire import codec
 from tests.artifacts import commit
 from tests.integration.agent.shore import Device, Shore

@@ -24,7 +24,7 @@ from agent.inference.trial import Terms as TrialTerms
 from agent.trust.assignment import Inbox, Mailbox
 from agent.trust.judging import Judge, held_manifests
 from skerry.delivery.slots import NAMES, Mark, Pointer, Slots
-from skerry.errors import Broken, Rejected
+from skerry.errors import Broken, Rejected, SkerryError
 from skerry.wire.evidence import SignedEvidence
 from skerry.wire.manifest import Manifest
 
@@ -309,6 +309,29 @@ class DeviceEffects:
         finally:
             self._rest()
         return None
+
+    def run_known_good(self, *, but: str) -> None:
+        """Start what is known to be good and change nothing, on a disk that refuses; the manifest `but` was given up.
+
+        What runs in the end is said by the engine; why it is not the active slot, by the log.
+        """
+        active, pointer = self._slots.active, self._slots.pointer
+        if not active:
+            return
+        for name in (active, *(name for name in NAMES if name != active)):
+            slot = pointer.slot(name)
+            # what ran and was revoked runs on, until another is assigned; nothing goes back to it
+            good = slot.mark == Mark.GOOD.value if name == active else slot.fit
+            if not good or slot.manifest == but:
+                continue
+            try:
+                self._engine.switch(self.loader.open_good(name, self._slots.read(name)))
+            except SkerryError as error:
+                _log.error("%s", error)
+            else:
+                return
+            finally:
+                self._rest()
 
     # --- what they share
 

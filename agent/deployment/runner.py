@@ -11,6 +11,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -24,6 +25,8 @@ from skerry.wire import codec
 from skerry.wire.messages import DeploymentEvent
 
 _log = logging.getLogger("skerry.agent.runner")
+# while the disk refuses nobody takes them, and a program may tell of one crash after the other
+MAX_EVENTS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,7 @@ class Runner:
         self._announce = announce
         self._retry_s = retry_s
         self._retry_most_s = retry_most_s
-        self._events: queue.Queue[Event] = queue.Queue()
+        self._events: queue.Queue[Event] = queue.Queue(MAX_EVENTS)
         self._news = threading.Event()
         self._stop = threading.Event()
         self._effect: Effect = Effect.NONE
@@ -95,8 +98,9 @@ class Runner:
             self._save(before, after, effects)
 
     def tell(self, event: Event) -> None:
-        """Hand in an event from another thread."""
-        self._events.put(event)
+        """Hand in an event from another thread; one that comes after too many that nobody took is dropped."""
+        with suppress(queue.Full):
+            self._events.put_nowait(event)
         self._news.set()
 
     def nudge(self) -> None:

@@ -31,6 +31,7 @@ from agent.inference.trial import Decision
 from agent.telling.outbox import OutboxFile
 from agent.trust.assignment import Inbox, Mailbox
 from agent.trust.judging import Judge
+from agent.upkeep.disk import Disk
 from agent.upkeep.own_update import OwnEffects
 from skerry.delivery.slots import Slots
 from skerry.errors import Rejected, SkerryError
@@ -60,6 +61,7 @@ class Shared:
     turn: threading.Lock
     news: Callable[[], None]
     make_pace: Callable[[], OwnersPace]
+    disk: Disk
     https: Chunks | None = None
 
 
@@ -107,7 +109,7 @@ class Unit:
     @property
     def beats(self) -> dict[str, int]:
         """How often each of its threads has turned, by name."""
-        return {f"updater {self.name}".strip(): self.runner.beats}
+        return {f"updater {self.name}".strip(): self.runner.beats} if self._thread.is_alive() else {}
 
     def wake_up(self) -> None:
         """Go on where the last run stopped."""
@@ -116,6 +118,9 @@ class Unit:
     def start(self) -> None:
         """Begin to work."""
         self._thread.start()
+
+    def hold(self) -> None:
+        """Run what is good, instead of `wake_up` and `start`: on a disk that refuses, no lifecycle can move."""
 
     def stop(self) -> None:
         """End what it is doing."""
@@ -222,7 +227,7 @@ class ModelUnit(Unit):
     def asking_problem(self) -> str:
         """What is wrong with what is asked of the model, or with its inputs."""
         source = self.source.problem if self.source else ""
-        return self.engine.problem or self.engine.source_problem or source
+        return self.engine.problem or self.engine.source_problem or source or self.engine.unkept
 
     @property
     def problem(self) -> str:
@@ -252,6 +257,11 @@ class ModelUnit(Unit):
         """Begin to infer, and to work."""
         self.engine.start()
         super().start()
+
+    def hold(self) -> None:
+        """Run the last good artifact, whatever is under way; one that was being given up is not."""
+        self.effects.run_known_good(but=self.runner.state.undo)
+        self.engine.start()
 
     def stop(self) -> None:
         """End the inference under way and everything else."""

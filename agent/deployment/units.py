@@ -62,6 +62,10 @@ class Units:
 
     def start(self) -> None:
         """Start what was committed, then all threads."""
+        if self._shared.disk.problem:
+            for unit in self._all():
+                unit.hold()
+            return
         self._awake = True
         for unit in self._all():
             unit.wake_up()

@@ -1,7 +1,9 @@
 """Who this device is, and the state folder that holds it."""
 
+import errno
 import fcntl
 import os
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -214,7 +216,14 @@ class StateFolder:
 
     def lock(self) -> IO[bytes]:
         """Make sure that no other agent runs on this folder; keep the result open."""
-        file = (self.path / "lock").open("ab")
+        path = self.path / "lock"
+        try:
+            file: IO[bytes] = path.open("ab")
+        except OSError as error:
+            if error.errno != errno.EROFS:
+                raise
+            # a file is locked, whoever may write it
+            file = path.open("rb")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -234,6 +243,14 @@ class StateFolder:
             number = int(path.stat().st_mtime) // 3600
         write_durably(path, str(number).encode(), mode=0o600)
         return number
+
+    def last_start(self) -> tuple[int, float]:
+        """Return the number of the last start that was counted, 0 for none, and how many seconds ago that was."""
+        path = self.path / "starts"
+        try:
+            return int(path.read_text()), max(time.time() - path.stat().st_mtime, 0.0)
+        except (OSError, ValueError):
+            return 0, 0.0
 
 
 def is_identity(data: bytes) -> bool:

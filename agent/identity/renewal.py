@@ -37,11 +37,13 @@ class Renewal:
         *,
         connected: Callable[[], bool],
         on_renewed: Callable[[], None],
+        may_keep: Callable[[], bool] = lambda: True,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._folder = folder
         self._connected = connected
         self._on_renewed = on_renewed
+        self._may_keep = may_keep
         self._clock = clock
         self._rests_until = 0.0
         self._silent_since = time.monotonic()
@@ -67,7 +69,10 @@ class Renewal:
             pause = LOOK_S
             try:
                 life = self.life = self.life or run_errand("life", self._folder.path, Life)
-                if self._is_due(life):
+                if not self._may_keep():
+                    # the present one has to do
+                    pause = LOOK_S
+                elif self._is_due(life):
                     life = self.life = run_errand("renew", self._folder.path, Life)
                     self._rests_until = time.monotonic() + life.rest_s
                     _log.info("the certificate was renewed")

@@ -22,7 +22,7 @@ from agent.inference.windows import Windows, check_rows
 from agent.inference.workers import Crashed, Hung
 from agent.local.serving_port import Reply, Rows, Served
 from agent.telling.outbox import OutboxFile
-from skerry.errors import Rejected, SkerryError, Unavailable
+from skerry.errors import Rejected, Unavailable
 from skerry.runtimes.session import Tensor
 from skerry.wire.manifest import TensorSpec
 
@@ -93,6 +93,11 @@ class Engine:
         return self._thread.is_alive()
 
     @property
+    def unkept(self) -> str:
+        """Why the disk does not take what is counted; empty while it does."""
+        return self._windows.problem
+
+    @property
     def word(self) -> str:
         """How what runs is: `up`, `restarting` or `none`."""
         places = self._supervisor.places()
@@ -119,10 +124,7 @@ class Engine:
         if self._thread.is_alive():
             self._thread.join(timeout=10)
         with self._lock:
-            try:
-                self._windows.save()
-            except SkerryError as error:
-                _log.error("the open window is lost: %s", error)
+            self._windows.end()
 
     # --- what runs
 
@@ -323,7 +325,7 @@ class Engine:
         self.inferences += len(rows)
         try:
             self._windows.count(rows, sampled)
-        except SkerryError as error:
+        except Rejected as error:
             self._note(str(error))
 
     def _end_trial(self) -> None:

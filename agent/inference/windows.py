@@ -1,6 +1,7 @@
 """The open window of what is committed: rows are counted into it, and full it goes to the outbox.
 
 A few rows go there with their inputs, where the offline keys and the manifest allow it (`agent.inference.samples`).
+A disk that refuses holds up nobody who counts (`agent.inference.held`).
 """
 
 import logging
@@ -10,6 +11,7 @@ from typing import Any
 
 from agent.config import Config
 from agent.inference.frames import NO_SAMPLE, Sampled
+from agent.inference.held import Held
 from agent.inference.observe import Observer
 from agent.inference.samples import Samples
 from agent.local.serving_port import Row, Rows
@@ -35,6 +37,7 @@ class Windows:
     ) -> None:
         self._config = config
         self._outbox = outbox
+        self._held = Held(outbox)
         self._event_time = event_time
         self._on_window = on_window
         self._manifest: Manifest | None = None
@@ -46,6 +49,11 @@ class Windows:
     def digest(self) -> str:
         """Whose rows are counted; empty when nobody's."""
         return self._observer.digest if self._observer else ""
+
+    @property
+    def problem(self) -> str:
+        """Why what is counted is held in memory; empty while the disk takes it."""
+        return self._held.problem
 
     @property
     def wanted(self) -> int:
@@ -80,13 +88,13 @@ class Windows:
 
         Raises:
             Rejected: they do not fit the manifest's monitor; those before are counted.
-            Broken: the disk refuses a window: until it takes it, rows go uncounted.
         """
         observer, manifest = self._observer, self._manifest
         if observer is None or manifest is None:
             return
         for at, row in enumerate(rows):
             if observer.full:
+                # it was continued, and windows were longer then
                 self._close(observer, manifest)
             seen, truth = read_row(row, manifest)
             observer.add(seen, truth=truth, latency_us=row.latency_us, event_time=self._event_time())
@@ -98,15 +106,20 @@ class Windows:
             elif taken is not None or observer.rows % self._config.save_rows == 0:
                 self.save()
             if taken is not None:
-                self._outbox.put("sample", taken, event_time=self._event_time())
+                self._held.put_sample(taken, event_time=self._event_time())
 
     def save(self) -> None:
-        """Keep the open window on the disk."""
+        """Keep the open window on the disk, if that takes it."""
         observer = self._observer
         if observer is None or observer.rows == 0:
             return
         body = encode_open(observer.save())
-        self._outbox.save_open(observer.digest, body, number=observer.number, event_clock=self._event_time())
+        self._held.save_open(observer.digest, body, number=observer.number, event_clock=self._event_time())
+
+    def end(self) -> None:
+        """Keep on the disk what there is, for the last time."""
+        self._held.end()
+        self.save()
 
     def _begin_samples(self, observer: Observer, manifest: Manifest) -> None:
         config = self._config
@@ -124,7 +137,7 @@ class Windows:
     def _close(self, observer: Observer, manifest: Manifest) -> None:
         now = self._event_time()
         body = encode_report(observer.report(event_time=now))
-        self._outbox.close_window(observer.digest, body, number=observer.number, event_clock=now)
+        self._held.close_window(observer.digest, body, number=observer.number, event_clock=now)
         observer.next_window()
         self._begin_samples(observer, manifest)
         self._on_window()

@@ -1,6 +1,7 @@
 """The local face of the models on this device: the Open Inference Protocol v2, and what programs here have to tell.
 
-For any client, on the unix socket `serve.sock` of the state folder (mode 0660) and, if wanted, on a port of loopback:
+For any client, on the unix socket `serve.sock` of the state folder (mode 0660; where else it may be:
+`skerry.inference.local_socket`) and, if wanted, on a port of loopback:
 
     GET  /v2                                          name, version and extensions
     GET  /v2/health/live, /v2/health/ready            200 or 503
@@ -39,10 +40,10 @@ from agent.local.serving_port import Models, Reply, Rows, Served
 from skerry import __version__
 from skerry.errors import Rejected, SkerryError
 from skerry.inference.datatypes import datatype_of
+from skerry.inference.local_socket import SOCKET
 from skerry.wire import codec
 from skerry.wire.manifest import TensorSpec
 
-SOCKET_NAME = "serve.sock"
 MAX_REASON = 500
 _LINE_BYTES = 4096
 _HEADER_LENGTH = "inference-header-content-length"
@@ -94,7 +95,7 @@ class Face:
     """Answers requests with what `models` say; `start` listens, `answer` is the whole of its logic.
 
         face = Face(engine)
-        face.start(folder.path / SOCKET_NAME, port=parse_serve(config.serve))
+        face.start(folder.path / SOCKET, port=parse_serve(config.serve))
 
     `keep_bytes` is the room for results of equal inputs; 0 keeps none.
     """
@@ -104,14 +105,17 @@ class Face:
         self._answers = Answers(keep_bytes) if keep_bytes else None
         self._listener = Listener(self.answer, bounds=bounds)
 
-    def start(self, socket_path: Path, *, port: int | None = None) -> int | None:
+    def start(self, socket_path: Path | None, *, port: int | None = None) -> int | None:
         """Listen on a unix socket and, if there is a `port`, on that of 127.0.0.1 (0: any); return which.
+
+        Without a `socket_path` programs can ask, and `skerry.Model` has nobody to tell.
 
         Raises:
             Broken: the path or the port cannot be had.
         """
         try:
-            self._listener.listen_unix(socket_path)
+            if socket_path is not None:
+                self._listener.listen_unix(socket_path)
             taken = None if port is None else self._listener.listen_loopback(port)
         except SkerryError:
             self._listener.stop()
@@ -226,7 +230,7 @@ def _expect_private(request: Request) -> None:
     _expect(request, "POST")
     # a port of loopback is open to every user of this machine, the socket to those whom its mode lets in
     if not request.is_private:
-        raise Refusal(403, f"expected {request.path} over the unix socket, got it over TCP: use {SOCKET_NAME}")
+        raise Refusal(403, f"expected {request.path} over the unix socket, got it over TCP: use {SOCKET}")
 
 
 def _check_digest(manifest: str) -> None:

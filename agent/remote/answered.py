@@ -36,12 +36,15 @@ class Kept:
 
 
 class AnsweredRing:
-    """The last requests, by id; the oldest gives way to the newest. Not safe for several threads."""
+    """The last requests, by id; the oldest gives way to the newest. Not safe for several threads.
 
-    def __init__(self, folder: Path) -> None:
+    Without a `folder`, as on a disk that refuses, they are known while the agent runs.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
         self._folder = folder
         self._kept: dict[str, Kept] = {}
-        for file in sorted(folder.glob("[0-9][0-9].json")):
+        for file in sorted(folder.glob("[0-9][0-9].json")) if folder is not None else ():
             try:
                 kept = codec.decode(Kept, file.read_bytes())
             except (Rejected, OSError) as error:
@@ -54,10 +57,10 @@ class AnsweredRing:
     def find(self, request_id: str) -> Kept | None:
         """Return what is kept of a request, with its answer, or None."""
         kept = self._kept.get(request_id)
-        if kept is None or kept.step != SAID:
+        if kept is None or kept.step != SAID or self._folder is None:
             return kept
         try:
-            return codec.decode(Kept, self._file(kept.number).read_bytes())
+            return codec.decode(Kept, _file(self._folder, kept.number).read_bytes())
         except (Rejected, OSError):
             return kept
 
@@ -67,14 +70,15 @@ class AnsweredRing:
 
     def keep(self, kept: Kept) -> None:
         """Write it durably in the place of the oldest; raises `Broken` when the disk refuses, and nothing changed."""
-        self._folder.mkdir(mode=0o700, exist_ok=True)
-        write_durably(self._file(kept.number), codec.encode(kept), mode=0o600)
+        if self._folder is not None:
+            self._folder.mkdir(mode=0o700, exist_ok=True)
+            write_durably(_file(self._folder, kept.number), codec.encode(kept), mode=0o600)
         self.hold(kept)
 
     def hold(self, kept: Kept) -> None:
         """Keep it in memory alone, where the disk refused."""
         self._next = max(self._next, kept.number + 1)
-        self._kept[kept.request.id] = _light(kept)
+        self._kept[kept.request.id] = _light(kept) if self._folder is not None else kept
         for old in [key for key, each in self._kept.items() if each.number <= kept.number - KEPT]:
             del self._kept[old]
 
@@ -82,8 +86,9 @@ class AnsweredRing:
         """Return those that got so far and no further, in their order."""
         return sorted((each for each in self._kept.values() if each.step in steps), key=lambda each: each.number)
 
-    def _file(self, number: int) -> Path:
-        return self._folder / f"{number % KEPT:02d}.json"
+
+def _file(folder: Path, number: int) -> Path:
+    return folder / f"{number % KEPT:02d}.json"
 
 
 def _light(kept: Kept) -> Kept:

@@ -16,18 +16,22 @@ from agent.trust.floor import show_moment
 from skerry.errors import Broken, Rejected, SkerryError, Unavailable
 from skerry.wire import codec
 from skerry.wire.messages import Answer, Request
-from skerry.wire.requests import check_id, check_request
+from skerry.wire.requests import COLLECT_LOGS, SELF_TEST, check_id, check_request
 
 MAX_REQUEST_BYTES = 4096
 MAX_WAITING = 8
 MAX_ANSWER_BYTES = 48 * 1024
 RETRY_S = 5.0
+# done twice they do no harm, so they need not be kept
+LOOKING = (COLLECT_LOGS, SELF_TEST)
 Verb = Callable[[Mapping[str, Any]], dict[str, Any]]
 _log = logging.getLogger("skerry.agent.requests")
 
 
 class Requests:
     """One device's requests, kept in `folder`; `say` publishes an answer or raises `Unavailable`.
+
+    While there is a `problem` with keeping them, what only looks is done and all else refused for that reason.
 
     `verbs` do them: each takes checked arguments and returns a result, or raises by who must act.
     """
@@ -40,16 +44,18 @@ class Requests:
         allowed: Sequence[str],
         say: Callable[[Answer], None],
         now: Callable[[], float] = time.time,
+        problem: str = "",
     ) -> None:
         self._verbs = verbs
         self._allowed = allowed
         self._say = say
         self._now = now
+        self._problem = problem
         self._lock = threading.Lock()
         self._news = threading.Event()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="requests", daemon=True)
-        self._ring = AnsweredRing(folder)
+        self._ring = AnsweredRing(None if problem else folder)
 
     def start(self) -> None:
         """Begin to do what waits."""
@@ -116,6 +122,8 @@ class Requests:
         if request.verb not in self._allowed:
             allowed = ", ".join(self._allowed) or "nothing"
             return f"{request.verb}: expected what this device's owner allows ({allowed})"
+        if self._problem and request.verb not in LOOKING:
+            return f"{request.verb}: {self._problem}"
         return ""
 
     def _run(self) -> None:

@@ -7,6 +7,7 @@
   quarantine.
 - A ballast file is freed when the disk is full, since even DELETE needs room.
 - A file that is damaged is moved aside, and a new epoch says so (`agent.telling.outbox_file`).
+- On a disk that refuses it is `frozen`: it can be read, and every write is `Broken`, until `thaw`.
 
 A power cut can lose rows of the open window alone, at most those since `save_open` last ran.
 """
@@ -28,6 +29,7 @@ from agent.telling.outbox_file import (
     hold_ballast,
     look,
     move_aside,
+    open_frozen,
     open_sound,
 )
 from agent.telling.outbox_rows import Rows
@@ -53,13 +55,16 @@ class OpenWindow:
 class OutboxFile:
     """The outbox in `path`, of at most `quota_bytes` on disk; safe for several threads of one process."""
 
-    def __init__(self, path: Path, *, quota_bytes: int = 4 << 20) -> None:
+    def __init__(self, path: Path, *, quota_bytes: int = 4 << 20, frozen: bool = False) -> None:
         self._path = path
         self._quota_bytes = quota_bytes
         self._budget = int(quota_bytes * BUDGET_SHARE)
         self._lock = threading.RLock()
         self.problem = ""
-        self._open()
+        if frozen:
+            self._freeze()
+        else:
+            self._open()
 
     @property
     def epoch(self) -> str:
@@ -172,6 +177,21 @@ class OutboxFile:
                 self._db.execute("pragma incremental_vacuum(64)")
         return True
 
+    def lose(self, kind: str, count: int, *, reason: str) -> None:
+        """Account for rows of a kind that never came to be here, by a gap record."""
+        self._write(lambda: self._rows.record_unkept(kind, count, reason))
+
+    def thaw(self) -> None:
+        """Open a frozen outbox to be written, now that the disk takes that; raises `Broken` where it does not."""
+        with self._lock:
+            # first: the connections of one process share a journal, and one that cannot write it keeps all from that
+            self._db.close()
+            try:
+                self._open()
+            except Broken:
+                self._freeze()
+                raise
+
     def close(self) -> None:
         """Checkpoint and close."""
         with self._lock:
@@ -184,6 +204,12 @@ class OutboxFile:
         if loss is not None:
             self.problem = f"the outbox was damaged and is kept as a copy ({loss.reason}); a new epoch began"[:300]
             self._write(lambda: self._rows.record_loss(loss))
+
+    def _freeze(self) -> None:
+        self._db = open_frozen(self._path, self._quota_bytes)
+        self._rows = Rows(self._db, budget=self._budget)
+        # as if it were there: nobody tries to put it
+        self._ballast = True
 
     def _write(self, work: Callable[[], T]) -> T:
         """Run one FULL transaction; on a full disk free the ballast, then give up rows, and try again."""

@@ -130,12 +130,34 @@ def look(path: Path) -> Glance:
     if not path.exists():
         return Glance()
     try:
-        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as db:
+        with closing(open_to_read(path)) as db:
             rows = dict(db.execute("select kind, count(*) from outbox group by kind"))
             (clock,) = db.execute("select max(event_clock) from accumulator").fetchone()
     except sqlite3.DatabaseError as error:
         raise Broken(f"{path}: expected an outbox, got: {error}") from error
     return Glance(rows=rows, event_clock=float(clock or 0.0))
+
+
+def open_to_read(path: Path) -> sqlite3.Connection:
+    """Open an outbox that nothing is to be changed of, also on a disk that takes no writes."""
+    # without a journal beside it nobody has it open, and SQLite would make files only to read it
+    mode = "mode=ro" if path.with_name(path.name + "-wal").exists() else "immutable=1"
+    uri = f"{path.resolve().as_uri()}?{mode}"
+    return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=3)
+
+
+def open_frozen(path: Path, quota_bytes: int) -> sqlite3.Connection:
+    """Open the outbox of a disk that refuses: to be read, as far as it can be, and to refuse whatever is written."""
+    try:
+        db = open_to_read(path)
+        db.text_factory = lambda raw: raw.decode(errors="replace")
+        _check(db)
+    except (sqlite3.Error, KeyError, ValueError, TypeError, OverflowError, Damaged):
+        # none yet, or nothing that could be read without a write: what is told is that of an empty one
+        db = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+        _prepare(db, quota_bytes)
+    db.execute("pragma query_only = on")
+    return db
 
 
 def encode_open(fields: dict[str, object]) -> bytes:

@@ -95,6 +95,12 @@ class Rows:
         self._put_gap(Gap(kind="any", first=first, last=first + count - 1, count=count, reason=reason))
         self.set_meta("next_sequence", first + count)
 
+    def record_unkept(self, kind: str, count: int, reason: str) -> None:
+        """Say that so many rows of a kind were made and could not be put here."""
+        first = self.next_sequence
+        self._put_gap(Gap(kind=kind, first=first, last=first + count - 1, count=count, reason=reason))
+        self.set_meta("next_sequence", first + count)
+
     # --- rows are said
 
     def choose(self, *, besides: Collection[int], newest: int) -> list[Entry]:

@@ -39,11 +39,15 @@ class Reporter:
 class Versions:
     """Numbers for `Reported.version` that only grow, over restarts and reconnections, wills included.
 
-    A will is written when the connection begins and heard after everything that is said in it.
+    A will is written when the connection begins and heard after everything that is said in it. A start that the disk
+    could not count goes on with the numbers of the last one that it did, by the minutes since then, `uncounted_s`.
     """
 
-    def __init__(self, starts: int) -> None:
-        self._base = (starts * _CONNECTIONS + 1) * _WILL_SHARE
+    def __init__(self, starts: int, *, uncounted_s: float | None = None) -> None:
+        connections = 1
+        if uncounted_s is not None:
+            connections = _CONNECTIONS // 2 + min(int(uncounted_s / 60), _CONNECTIONS // 4)
+        self._base = (starts * _CONNECTIONS + connections) * _WILL_SHARE
         self._number = 0
 
     def next(self) -> int:

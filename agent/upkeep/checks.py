@@ -15,7 +15,6 @@ import shutil
 import stat
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from agent.config import Config, read_config
 from agent.deployment.lifecycle import Phase
@@ -27,6 +26,7 @@ from agent.inference.golden import golden_vectors, replay_in_child
 from agent.link.address import parse_broker
 from agent.telling.health import LITTLE_DISK_BYTES
 from agent.trust.floor import read_floor, show_moment
+from agent.upkeep.disk import try_to_write
 from skerry.delivery.slots import NAMES, Slots
 from skerry.errors import Broken, Rejected, SkerryError
 from skerry.runtimes import Refused, find_runtime
@@ -36,7 +36,6 @@ from skerry.wire.messages import AGENT
 CLOCK_SLACK_S = 300.0
 # no agent is older than this: a clock that says so was never set
 NEVER_SET = 1_735_689_600.0
-_TRIED_BYTES = 64 * 1024
 # what others may do with the state folder is to pass through it, to the socket
 _OTHERS_MAY = stat.S_IXGRP
 
@@ -131,7 +130,11 @@ def disk(folder: StateFolder) -> str:
         raise Broken(f"expected to write to {folder.path}, got a read-only file system; see dmesg, and mount it rw")
     if room.free < wanted:
         raise Broken(f"expected {wanted} bytes free for the outbox, got {room.free}; make room")
-    _try_to_write(folder.path)
+    try:
+        try_to_write(folder.path)
+    except OSError as error:
+        todo = "make room" if os.access(folder.path, os.W_OK | os.X_OK) else "check its permissions"
+        raise Broken(f"expected to write to {folder.path}, got: {error.strerror}; {todo}") from error
     if room.free < LITTLE_DISK_BYTES:
         return Doubt(f"{room.free >> 20} MiB free, which is little for a new model; make room")
     return f"{room.free >> 20} MiB free, and it can be written"
@@ -235,25 +238,6 @@ def _outbox_wants(folder: StateFolder) -> int:
     """Return how many bytes of its quota the outbox has not taken yet."""
     taken = folder.outbox_file.stat().st_size if folder.outbox_file.exists() else 0
     return max(config_of(folder).quota_bytes - taken, 0)
-
-
-def _try_to_write(folder: Path) -> None:
-    """Find what only a write finds: a quota, a worn-out card. The file that is written has no name."""
-    try:
-        handle = os.open(folder, os.O_TMPFILE | os.O_RDWR, 0o600)
-    except OSError as error:
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise Broken(f"expected to write to {folder}, got: {error.strerror}; check its permissions") from error
-        # FAT and some network file systems have no such files, and a name would be a change
-        return
-    try:
-        os.write(handle, bytes(_TRIED_BYTES))
-        # only now does a disk with delayed allocation say that there is no room
-        os.fsync(handle)
-    except OSError as error:
-        raise Broken(f"expected to write {_TRIED_BYTES} bytes to {folder}, got: {error.strerror}; make room") from error
-    finally:
-        os.close(handle)
 
 
 def _name(uid: int) -> str:

@@ -1,17 +1,16 @@
 """Looks at what a running agent holds, from outside and without disturbing it: its lock, its outbox, its socket."""
 
+import contextlib
 import datetime
-import socket
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 
 from agent.identity.folder import StateFolder
-from agent.local.serving import SOCKET_NAME
-from agent.telling.outbox_file import DAMAGED, is_damage
+from agent.telling.outbox_file import DAMAGED, is_damage, open_to_read
 from agent.upkeep.checks import Doubt, config_of
 from skerry.errors import Broken, SkerryError
-from skerry.inference.local_socket import address_of
+from skerry.inference.local_socket import SOCKET, connect, socket_places
 
 ASKED_S = 3.0
 NEARLY_FULL = 0.9
@@ -36,10 +35,8 @@ def outbox(folder: StateFolder) -> str:
     path, config = folder.outbox_file, config_of(folder)
     if not path.exists():
         return "none yet"
-    # without a journal beside it nobody has it open, and SQLite would make files only to read it
-    mode = "mode=ro" if path.with_name(path.name + "-wal").exists() else "immutable=1"
     try:
-        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?{mode}", uri=True, timeout=ASKED_S)) as db:
+        with closing(open_to_read(path)) as db:
             (verdict,) = db.execute("pragma quick_check(1)").fetchone()
             if verdict != "ok":
                 raise sqlite3.DatabaseError(verdict)
@@ -64,8 +61,9 @@ def local_socket(folder: StateFolder) -> str:
     """Does the local face answer?"""
     if config_of(folder).serve == "off":
         return "off, by config.toml"
-    running, path = is_running(folder), folder.path / SOCKET_NAME
-    if not path.exists():
+    running, path = is_running(folder), _where(folder)
+    if path is None:
+        path = folder.path / SOCKET
         if running:
             raise Broken(f"expected {path} of the running agent, got none; see its log")
         return Doubt("the agent does not run; skerry-agent run, or systemctl start skerry-agent")
@@ -89,14 +87,26 @@ def runs(folder: StateFolder) -> bool:
     if is_running(folder):
         return True
     try:
-        return b" 200 " in _ask(folder.path / SOCKET_NAME)[:16]
+        path = _where(folder)
+        return path is not None and b" 200 " in _ask(path)[:16]
     except (OSError, SkerryError):
         return False
 
 
+def _where(folder: StateFolder) -> Path | None:
+    """Return where the agent listens: of the places where it may, the first at which anybody does, or has done."""
+    there = []
+    for place in socket_places(folder.path):
+        with contextlib.suppress(OSError, Broken):
+            # another user's folder is none of ours, and may not be looked into
+            if place.exists():
+                there.append(place)
+            connect(place, timeout_s=ASKED_S).close()
+            return place
+    return there[0] if there else None
+
+
 def _ask(path: Path) -> bytes:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock, address_of(path) as address:
-        sock.settimeout(ASKED_S)
-        sock.connect(address)
+    with connect(path, timeout_s=ASKED_S) as sock:
         sock.sendall(_LIVE)
         return sock.recv(4096)

@@ -6,13 +6,15 @@
 A version on trial is counted a start before it is started, durably, and one that was committed when its end was seen;
 it says itself when it is well (`note_healthy`). One that ended three times before that is given up: the pointer goes
 back to the last good version, or to the installed one, which is always there. So an agent that cannot even begin to
-roll itself back does not take the device with it.
+roll itself back does not take the device with it. On a disk that refuses nothing can be counted: a version that was
+committed runs on, and for one that was not, the installed one does.
 
 Standard library alone, and as little of it as can be: this stays in memory beside the agent, and runs whatever version
 is installed, which may be much older than what it starts.
 """
 
 import argparse
+import errno
 import fcntl
 import hashlib
 import json
@@ -23,6 +25,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -34,11 +37,15 @@ RESTART = 86
 """The exit status of an agent that asks for another start: the pointer names another version now."""
 MANIFEST_VARIABLE = "SKERRY_AGENT_MANIFEST"
 """Names, to the agent that was started, the manifest of the version that it is; unset for the installed one."""
+INSTALLED = ""
+"""Names no manifest: the installed version runs, whatever the pointer names."""
 DEFAULT_STATE = Path("skerry-agent")
 MAX_STARTS = 3
 PAUSE_S = 1.0
 _REJECTED = 2
 _BROKEN = 4
+# what a disk says that takes no writes
+_REFUSED = (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _log = logging.getLogger("skerry.agent.launcher")
 
@@ -84,6 +91,8 @@ def home_of(state: Path) -> Home:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `skerry-agent`: `run` by way of the launcher, every other verb as it is."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["run"] and os.environ.get(MANIFEST_VARIABLE) == INSTALLED:
+        return _stand_in(arguments)
     if arguments[:1] != ["run"] or MANIFEST_VARIABLE in os.environ or "-h" in arguments or "--help" in arguments:
         return _program(arguments)
     parser = Parser(add_help=False)
@@ -101,6 +110,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return _launch(state, arguments)
 
 
+def _stand_in(arguments: Sequence[str]) -> int:
+    """Run the installed version while the disk refuses to count the start of another one; then begin anew."""
+    status = _program(arguments)
+    if status == RESTART:
+        del os.environ[MANIFEST_VARIABLE]
+        os.execv(sys.executable, sys.orig_argv)  # noqa: S606 -- as above
+    return status
+
+
 def _launch(state: Path, arguments: Sequence[str]) -> int:
     home = home_of(state)
     try:
@@ -109,6 +127,10 @@ def _launch(state: Path, arguments: Sequence[str]) -> int:
     except _NotAloneError as error:
         print(f"skerry-agent: {error}", file=sys.stderr)
         return _BROKEN
+    except FileNotFoundError:
+        # no launcher has ever run here, and on a disk that refuses none can begin
+        os.environ[MANIFEST_VARIABLE] = INSTALLED
+        return _stand_in(arguments)
 
 
 class _NotAloneError(Exception):
@@ -129,24 +151,39 @@ class _Launch:
         """Return the exit status of the last one."""
         for number in _SIGNALS:
             signal.signal(number, self._pass_on)
-        while True:
-            name = _active(self._home)
-            if not name:
-                # the installed version, as a process that never had another one
-                os.execv(sys.executable, sys.orig_argv)  # noqa: S606
-            before = _kept(self._home)
-            status = self._start(name)
-            if self._stopping or status == 0:
-                # it ended because somebody wanted it to, which says nothing about it; a device that left has no home
-                if self._home.folder.is_dir():
+        try:
+            while True:
+                status = self._turn()
+                if status is not None:
+                    return status
+        except OSError as error:
+            if error.errno not in _REFUSED:
+                raise
+            _log.error("agent: expected to write to %s, got: %s; the installed version runs", self._home.folder, error)
+            os.environ[MANIFEST_VARIABLE] = INSTALLED
+            os.execv(sys.executable, sys.orig_argv)  # noqa: S606
+
+    def _turn(self) -> int | None:
+        """Run one version to its end; return the exit status, or None where another is to be started."""
+        name = _active(self._home)
+        if not name:
+            # the installed version, as a process that never had another one
+            os.execv(sys.executable, sys.orig_argv)  # noqa: S606
+        before = _kept(self._home)
+        status = self._start(name)
+        if self._stopping or status == 0:
+            # it ended because somebody wanted it to, which says nothing about it; a device that left has no home
+            if self._home.folder.is_dir():
+                with suppress(OSError):
                     _keep(self._home, {**_kept(self._home), "starts": before.get("starts", 0)})
-                return status
-            if status == RESTART and _active(self._home) != name:
-                continue
-            if status == _REJECTED and _is_good(self._home, name):
-                # it ran before: what it refuses is its configuration, and that is for whoever wrote it
-                return status
-            self._after_failure(name, status)
+            return status
+        if status == RESTART and (_active(self._home) != name or _is_good(self._home, name)):
+            return None
+        if status == _REJECTED and _is_good(self._home, name):
+            # it ran before: what it refuses is its configuration, and that is for whoever wrote it
+            return status
+        self._after_failure(name, status)
+        return None
 
     def _start(self, name: str) -> int:
         """Run the version in a slot to its end."""
@@ -314,7 +351,14 @@ def _write(path: Path, tree: dict[str, Any]) -> None:
 
 def _alone(state: Path, name: str) -> IO[bytes]:
     """Hold a lock of the state folder; raises `_NotAloneError` when another process has it."""
-    file = (state / name).open("ab")
+    file: IO[bytes]
+    try:
+        file = (state / name).open("ab")
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+        # a file is locked, whoever may write it
+        file = (state / name).open("rb")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

@@ -13,6 +13,7 @@ This module does not know where the files came from, nor when to do what (`agent
 import hashlib
 import shutil
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -86,8 +87,10 @@ class Slots:
         self.vault = vault
         self._file = folder / "pointer.json"
         self.pointer = Pointer()
-        for name in NAMES:
-            make_folder(folder / name)
+        # a disk that refuses has none, and has them for nobody who only reads
+        with suppress(OSError):
+            for name in NAMES:
+                make_folder(folder / name)
         if self._file.exists():
             try:
                 self.pointer = decode_pointer(self._file.read_bytes())

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from skerry.delivery.slots import MANIFEST, NAMES, Mark, Pointer, Slot, decode_pointer
 from skerry.errors import Broken, Rejected, Unavailable
+from skerry.inference.local_socket import SOCKET
 from skerry.runtimes.session import read_model
 from skerry.wire import codec
 from skerry.wire.manifest import Manifest
 from skerry.wire.topics import is_name
 
-SOCKET = "serve.sock"
 VARIABLE = "SKERRY_STATE"
 DEFAULTS = (Path("/var/lib/skerry-agent"), Path("skerry-agent"))
 _ATTEMPTS = 3

@@ -176,7 +176,8 @@ def sweep(folder: Path, tell: Callable[[Crash], bool]) -> None:
     What `tell` did not get rid of (False) is kept for the next time, the first few of it.
     """
     kept = 0
-    for path in sorted(folder.glob("*.marker")) if folder.is_dir() else []:
+    # where no marker can be removed, who has died would be told of at every opening
+    for path in sorted(folder.glob("*.marker")) if folder.is_dir() and os.access(folder, os.W_OK) else []:
         with contextlib.suppress(OSError), path.open("rb") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""Telling the agent, over the unix socket in its state folder: what is to be counted, and who died inside a model.
+"""Telling the agent, over its unix socket: what is to be counted, and who died inside a model.
 
 Each request has a connection of its own: on one that is kept, a request that got no answer may have been counted or
 not. So a batch is sent once, and is either counted or known to be lost.
@@ -6,13 +6,11 @@ not. So a batch is sent once, and is either counted or known to be lost.
 
 import http.client
 import json
-import socket
 from enum import Enum
 from pathlib import Path
 
 from skerry.errors import Broken
-from skerry.inference.local_socket import address_of
-from skerry.local.committed import SOCKET
+from skerry.inference.local_socket import connect_first
 from skerry.local.marker import Crash
 from skerry.local.tally import Batch
 
@@ -49,7 +47,7 @@ class Agent:
         connection = http.client.HTTPConnection("localhost", timeout=self._timeout_s)
         try:
             try:
-                connection.sock = connect(self._state / SOCKET, timeout_s=self._timeout_s)
+                connection.sock = connect_first(self._state, timeout_s=self._timeout_s)
             except (OSError, Broken):
                 return Heard.LATER
             connection.request("POST", path, body, {"Content-Type": "application/octet-stream"})
@@ -61,16 +59,3 @@ class Agent:
         if status == http.client.SERVICE_UNAVAILABLE:
             return Heard.LATER
         return Heard.COUNTED if status < http.client.MULTIPLE_CHOICES else Heard.LOST
-
-
-def connect(path: Path, *, timeout_s: float) -> socket.socket:
-    """Connect to a unix socket, whatever the length of its path; raises `OSError`, or `Broken` without its folder."""
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        connection.settimeout(timeout_s)
-        with address_of(path) as address:
-            connection.connect(address)
-    except BaseException:
-        connection.close()
-        raise
-    return connection

@@ -16,14 +16,16 @@ from agent.upkeep.launcher import DEFAULT_STATE, RESTART, Home, forget_given_up,
 from skerry.delivery.slots import MANIFEST, Mark, Slots
 from skerry.wire import codec
 from skerry.wire.manifest import PYTHON, Manifest, describe_file
+from tests.mounts import mounted
 from tests.wheels import ROOT, wheel
 
 # what a version does: notes that it was started, then ends or waits as its wheel says
 MAIN = """
 import os, signal, sys
+from contextlib import suppress
 from pathlib import Path
 state = Path(sys.argv[sys.argv.index("--state") + 1])
-with (state / "started").open("a") as file:
+with suppress(OSError), (state / "started").open("a") as file:
     file.write("{name} " + os.environ["SKERRY_AGENT_MANIFEST"][:8] + "\\n")
 {does}
 """
@@ -283,3 +285,28 @@ def test_a_device_that_wiped_itself_ends_with_its_version(state: Path) -> None:
 
 def test_both_programs_mean_the_same_folder() -> None:
     assert program.DEFAULT_STATE == DEFAULT_STATE
+
+
+@pytest.mark.parametrize("committed", [True, False])
+def test_on_a_read_only_disk_a_committed_version_runs_and_for_one_on_trial_the_installed_one(
+    state: Path, committed: bool
+) -> None:
+    home = home_of(state)
+    stage(home, "one", WAITS)
+    with mounted(state) as disk:
+        if committed:
+            commit(home)
+            child = start(state)
+            wait_for("ready", child.stdout)
+            child.terminate()
+            child.communicate(timeout=30)
+        disk.make_read_only()
+        child = start(state)
+        if committed:
+            wait_for("ready", child.stdout)
+            child.terminate()
+        _, said = child.communicate(timeout=60)
+
+        assert child.returncode == (7 if committed else 2)
+        assert ("run skerry-agent init first" in said) != committed
+        assert "Traceback" not in said

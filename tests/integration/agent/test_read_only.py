@@ -1,7 +1,8 @@
 """The disk of a running agent becomes read-only, as a file system does that finds a fault in itself; then it is mended.
 
 A mount cannot do that (it is refused while files are open for writing), so strace does: attached to the agent, it
-answers every call that would change what a file of the state folder holds, or a name, with EROFS.
+answers every call that would change what a file of the state folder holds, or a name, with EROFS. One that is read-only
+at the start: `test_refusing_disk`.
 """
 
 import contextlib
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from agent.deployment.runner import read_state
-from agent.local.serving import SOCKET_NAME
+from skerry.inference.local_socket import SOCKET
 from tests.integration.agent.shore import MODEL, Device, Shore, wait_for
 from tests.integration.agent.spoilt import request_for
 from tests.integration.serving.clients import UnixConnection
@@ -53,7 +54,7 @@ def read_only(strace: str, device: Device) -> Iterator[None]:
 def ask(device: Device) -> int:
     """Return the status of the model's answer to a program on the device."""
     head, body = request_for(1.0)
-    connection = UnixConnection(device.folder / SOCKET_NAME)
+    connection = UnixConnection(device.folder / SOCKET)
     try:
         connection.request("POST", f"/v2/models/{MODEL}/infer", body=body, headers=head)
         return connection.getresponse().status
@@ -88,25 +89,3 @@ def test_a_disk_that_turns_read_only_stops_no_inference_and_is_said(shore: Shore
     numbers = sorted(sequence for _, _, sequence in shore.entries)
     assert numbers == list(range(1, numbers[-1] + 1))
     assert shore.conflicts == 0
-
-
-def test_a_disk_that_is_read_only_at_the_start_is_one_line(
-    shore: Shore, device: Device, request: pytest.FixtureRequest
-) -> None:
-    def mount(*options: str) -> bool:
-        command = ["mount", *options, str(device.folder)]
-        return subprocess.run(command, capture_output=True, check=False).returncode == 0
-
-    if not mount("--bind", str(device.folder)):
-        pytest.skip("needs to be allowed to mount")
-    request.addfinalizer(lambda: subprocess.run(("/bin/umount", str(device.folder)), check=True))
-    if not mount("-o", "remount,ro,bind"):
-        pytest.skip("needs to be allowed to mount")
-
-    device.start()
-
-    assert device._process is not None
-    assert device._process.wait(timeout=20) == 4
-    last = device.log.read_text().strip().splitlines()[-1]
-    assert last.startswith("skerry-agent: ")
-    assert "Read-only file system; check" in last

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from agent.deployment.runner import read_state
-from agent.local.serving import SOCKET_NAME
+from skerry.inference.local_socket import SOCKET
 from tests.integration.agent.shore import MODEL, Device, Shore, wait_for
 from tests.integration.serving.clients import UnixConnection
 
@@ -40,7 +40,7 @@ def lose(file: Path) -> None:
 
 def answers(device: Device) -> bool:
     """Say whether a program on the device is answered by a model."""
-    connection = UnixConnection(device.folder / SOCKET_NAME)
+    connection = UnixConnection(device.folder / SOCKET)
     try:
         connection.request("GET", f"/v2/models/{MODEL}/ready")
         return connection.getresponse().status == 200

@@ -17,7 +17,7 @@ import pytest
 from agent.local.local_body import Bounds
 from agent.local.serving import Face, parse_serve
 from skerry.errors import Broken
-from skerry.local.post import connect
+from skerry.inference.local_socket import connect
 from tests.integration.serving.fake import FakeModels
 from tests.integration.serving.served import POST, Served, held, request_of, until
 

@@ -5,6 +5,8 @@ import subprocess
 import sys
 import threading
 from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -17,11 +19,11 @@ from agent.deployment.fit import check_room
 from agent.identity.folder import Identity, StateFolder
 from agent.link.connection import Connection
 from agent.link.session import Heard
-from agent.local.serving import SOCKET_NAME
 from agent.trust.assignment import Inbox
 from agent.trust.metadata import RetainedMetadata
+from agent.upkeep.disk import Disk
 from skerry.errors import Broken, Unavailable
-from skerry.local.post import connect
+from skerry.inference.local_socket import SOCKET, connect
 from skerry.wire import codec, topics
 from skerry.wire.enrolment import Anchor
 
@@ -47,10 +49,11 @@ def daemon(tmp_path: Path) -> Daemon:
 
 def test_a_port_that_another_program_has_costs_no_more_than_the_port(daemon: Daemon, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        daemon._config = Config(serve=f"127.0.0.1:{taken.getsockname()[1]}")
+        config = Config(serve=f"127.0.0.1:{taken.getsockname()[1]}")
+        daemon._ground = replace(daemon._ground, config=config)
         daemon._start_serving()
     try:
-        with connect(tmp_path / SOCKET_NAME, timeout_s=10) as client:
+        with connect(tmp_path / SOCKET, timeout_s=10) as client:
             client.sendall(b"GET /v2/health/live HTTP/1.0\r\n\r\n")
             assert client.recv(1000).startswith(b"HTTP/1.1 200 OK")
     finally:
@@ -76,6 +79,34 @@ def test_an_assignment_that_the_disk_refused_is_kept_before_it_is_settled(
 
     assert (settled, daemon._problem()) == (["assign"], "")
     assert Inbox(tmp_path).pending() == b"{}"
+
+
+def test_on_a_disk_that_refuses_at_the_start_the_broker_keeps_what_is_to_be_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = StateFolder(tmp_path)
+    folder.keep(IDENTITY, anchor=codec.encode(ANCHOR), key=b"", certificate="", broker_ca="")
+    Daemon(folder, Config())._outbox.close()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    monkeypatch.setattr("agent.upkeep.disk._look", lambda _: "the disk is read-only")
+    daemon = Daemon(folder, Config(), disk=Disk(tmp_path))
+    settled: list[str] = []
+    for name in ("assign", "desired", "ack", "request"):
+        daemon._link.heard.put(Heard(name=name, payload=b"{}", settle=partial(settled.append, name)))
+
+    daemon._converse()
+
+    assert (settled, daemon._problem()) == (["request"], "the disk is read-only")
+    assert daemon._link.heard.empty()
+    assert daemon._reported(online=True, version=1).health == "failing"
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    waited = daemon._wants_restart
+    monkeypatch.setattr("agent.upkeep.disk._look", lambda _: "")
+    monkeypatch.setattr("agent.upkeep.disk.LOOK_S", 0.0)
+    daemon._disk._due = 0.0
+    daemon._converse()
+    assert (waited, daemon._wants_restart) == (False, True)
+    daemon._outbox.close()
 
 
 def test_an_artifact_that_would_fill_the_disk_is_not_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

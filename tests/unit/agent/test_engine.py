@@ -317,21 +317,28 @@ def test_a_trial_that_is_rolled_back_leaves_the_open_window_of_the_last_good_one
     assert [(each.window, each.rows) for each in bench.windows()] == [(0, 10), (1, 10)]
 
 
-def test_a_disk_that_refuses_costs_rows_and_no_window(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench.engine.switch(bench.running())
-    bench.infer(9)
+def test_a_disk_that_refuses_costs_no_row_and_no_time(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
 
     def refuse(*_: object, **__: object) -> int:
+        asked.append("asked")
         raise Broken("disk full")
 
+    bench.engine.switch(bench.running())
+    bench.infer(9)
     with monkeypatch.context() as patch:
-        patch.setattr(bench.outbox, "close_window", refuse)
-        bench.infer(5)
-        assert bench.engine.problem == "disk full"
+        for name in ("close_window", "save_open"):
+            patch.setattr(bench.outbox, name, refuse)
+        bench.infer(50)
+        assert (bench.engine.unkept, bench.engine.problem) == ("disk full", "")
+        # it is spared for a while, and so are those who count
+        assert asked == ["asked"]
+        assert bench.windows() == []
+    bench.engine._windows._held._again = 0.0
     bench.infer(11)
 
-    assert [(each.window, each.rows) for each in bench.windows()] == [(0, 10), (1, 10)]
-    assert bench.engine.problem == ""
+    assert [(each.window, each.rows) for each in bench.windows()] == [(number, 10) for number in range(7)]
+    assert bench.engine.unkept == ""
 
 
 def test_the_event_clock_goes_on_after_a_restart(bench: Bench, tmp_path: Path) -> None:

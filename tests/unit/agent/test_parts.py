@@ -212,6 +212,14 @@ def test_versions_only_grow_and_a_will_is_heard_last() -> None:
     assert max(first[1:]) < first[0] < second[1] < second[0] < later
 
 
+def test_versions_of_a_start_that_was_not_counted_follow_those_of_the_last_one_that_was() -> None:
+    counted = Versions(3)
+    wills = [(counted.will(), counted.next())[0] for _ in range(100)]
+    minutes = [Versions(3, uncounted_s=60.0 * each).will() for each in (0, 1, 600, 10**9)]
+
+    assert wills[-1] < minutes[0] < minutes[1] < minutes[2] < minutes[3] < Versions(4).next()
+
+
 def test_attempts_that_fail_use_up_no_versions() -> None:
     versions = Versions(1)
     assert len({versions.will() for _ in range(5000)}) == 1

@@ -27,6 +27,7 @@ class Watch:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
         self.connected = True
+        self.may_keep = True
         self.errands: list[str] = []
         self.outcomes: list[Any] = []
         self.renewed = threading.Event()
@@ -37,6 +38,7 @@ class Watch:
             StateFolder(folder),
             connected=lambda: self.connected,
             on_renewed=self.renewed.set,
+            may_keep=lambda: self.may_keep,
             clock=lambda: self.now,
         )
 
@@ -63,6 +65,18 @@ def eventually(what: Callable[[], bool]) -> None:
     while not what():
         assert time.monotonic() < deadline
         time.sleep(0.005)
+
+
+def test_what_could_not_be_kept_is_not_asked_for(watch: Watch) -> None:
+    watch.now, watch.may_keep = 129 * DAY, False
+    watch.outcomes = [LIFE]
+    watch.renewal.start()
+    eventually(lambda: watch.renewal.life is not None)
+    time.sleep(0.1)
+    watch.renewal.stop()
+
+    assert watch.errands == ["life"]
+    assert watch.renewal.problem == ""
 
 
 DUE = {

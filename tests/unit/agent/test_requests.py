@@ -45,13 +45,14 @@ class Bench:
         self.now = NOW
         self.running: list[Requests] = []
 
-    def start(self, *, allowed: tuple[str, ...] = VERBS) -> Requests:
+    def start(self, *, allowed: tuple[str, ...] = VERBS, problem: str = "") -> Requests:
         requests = Requests(
             self.folder / "requests",
             verbs=dict.fromkeys(VERBS, self._do),
             allowed=allowed,
             say=self._say,
             now=lambda: self.now,
+            problem=problem,
         )
         requests.start()
         self.running.append(requests)
@@ -90,6 +91,24 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 
 def asked(name: str = "aaaaaaaa", verb: str = SELF_TEST, **fields: Any) -> bytes:
     return codec.encode(Request(id=name, verb=verb, asked_by="the test", **fields))
+
+
+def test_where_nothing_can_be_kept_what_only_looks_is_done_and_the_rest_refused(bench: Bench) -> None:
+    ring = AnsweredRing(bench.folder / "requests")
+    ring.keep(ring.new(codec.decode(Request, asked("bbbbbbbb", RESTART_MODEL))))
+
+    requests = bench.start(problem="the disk is read-only")
+    for name, verb in (("aaaaaaaa", SELF_TEST), ("cccccccc", COLLECT_LOGS), ("dddddddd", RESTART_MODEL)):
+        requests.offer(asked(name, verb))
+    requests.offer(asked("aaaaaaaa", SELF_TEST))
+    bench.wait(lambda: len({each.id for each in bench.said}) == 3)
+
+    # what is kept from before waits for the disk
+    assert len(bench.done) == 2
+    assert {each.id: each.ok for each in bench.said} == {"aaaaaaaa": True, "cccccccc": True, "dddddddd": False}
+    refused = next(each for each in bench.said if not each.ok)
+    assert refused.result["reason"] == f"{RESTART_MODEL}: the disk is read-only"
+    assert [each.request.id for each in AnsweredRing(bench.folder / "requests").at("waiting")] == ["bbbbbbbb"]
 
 
 def test_a_request_is_done_and_answered_once_however_often_it_comes(bench: Bench) -> None:
