@@ -122,6 +122,22 @@ def test_a_configuration_that_is_none_is_said_by_its_name(patient: Patient) -> N
     assert "colour" in said
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('source = "csv:/gone.csv"', "/gone.csv: expected a recording"),
+        ('[sources]\nlamps = "mqtt://10.0.0.7/x"', "sources.lamps: source: expected mqtt://127.0.0.1:1883/TOPIC"),
+    ],
+)
+def test_a_source_that_ends_the_agent_is_a_fault_of_the_configuration(
+    patient: Patient, text: str, expected: str
+) -> None:
+    patient.configure(f"{text}\n")
+    level, status, said = one(patient, "config")
+    assert (level, status) == ("fail", 2)
+    assert expected in said
+
+
 # --- the clock and the certificate
 
 
