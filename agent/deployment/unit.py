@@ -32,7 +32,7 @@ from agent.trust.assignment import Inbox, Mailbox
 from agent.trust.judging import Judge
 from agent.upkeep.own_update import OwnEffects
 from skerry.delivery.slots import Slots
-from skerry.errors import Rejected, SkerryError, Unavailable
+from skerry.errors import Broken, Rejected, SkerryError, Unavailable
 from skerry.wire import codec
 from skerry.wire.evidence import SignedEvidence
 from skerry.wire.messages import Component, DeploymentEvent
@@ -391,7 +391,7 @@ def make_unit(name: str, shared: Shared) -> ModelUnit:
     """Return a named component; one whose source cannot be had is asked by programs alone, and says so."""
     try:
         return ModelUnit(name, shared)
-    except Rejected as error:
+    except (Rejected, Broken) as error:
         _log.error("component %s: %s", name, error)
         config = replace(shared.config, sources={})
         return ModelUnit(name, replace(shared, config=config))

@@ -80,8 +80,8 @@ def config(folder: StateFolder) -> str:
     for name, source in config.sources.items():
         try:
             open_source(replace(config, source=source, replay=""))
-        except Rejected as error:
-            raise Rejected(f"sources.{name}: {error}") from error
+        except (Rejected, Broken) as error:
+            raise type(error)(f"sources.{name}: {error}") from error
     file = folder.path / "config.toml"
     return f"{file}" if file.exists() else "the defaults: there is no config.toml"
 

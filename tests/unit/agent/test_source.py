@@ -15,7 +15,7 @@ from agent.inference.feeds import MAX_LINE_BYTES, MAX_WAITING, Lines, Stdin, Top
 from agent.inference.feeds import Rows as RecordedRows
 from agent.inference.source import ReplaySource, Sample, read_line, read_recording, shuffled
 from agent.inference.workers import Recording
-from skerry.errors import Rejected
+from skerry.errors import Broken, Rejected
 from skerry.runtimes.arrays import pack
 from skerry.wire.manifest import TensorSpec
 
@@ -240,7 +240,9 @@ def test_a_source_is_named_in_one_line(tmp_path: Path) -> None:
             open_source(Config(source=wanted))
         assert "secret" not in str(refused.value)
 
-    for wanted in ("", "csv:none.csv", f"csv:{tmp_path}/r.npz", "mqtt://10.0.0.7/x", "mqtt://127.0.0.1", "mqtt://[::1"):
+    with pytest.raises(Broken, match=r"none\.csv: expected a recording"):
+        open_source(Config(source="csv:none.csv"))
+    for wanted in ("", f"csv:{tmp_path}/r.npz", "mqtt://10.0.0.7/x", "mqtt://127.0.0.1", "mqtt://[::1"):
         with pytest.raises(Rejected, match="expected"):
             open_source(Config(source=wanted or "tail:x"))
 
