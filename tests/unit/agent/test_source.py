@@ -136,6 +136,7 @@ PAIR = (TensorSpec("left", (1, 2), "float32"), TensorSpec("right", (1, 1), "int8
         # as spreadsheets write it
         (VECTOR, "\ufeffy,a,b\r\nrest,1,2\r\n\r\nlift,3,4\r\n\r\n", {"window": [[1, 2], [3, 4]]}, ["rest", "lift"]),
         (VECTOR, "time,window.0,window.1,note\n12:00,1,2,\n12:01,3,4,x\n", {"window": [[1, 2], [3, 4]]}, [None, None]),
+        (VECTOR, "0,1\n1,2\n3,4\n", {"window": [[1, 2], [3, 4]]}, [None, None]),
         (VECTOR, "window.1,window.0\n2,1\n4,3\n", {"window": [[1, 2], [3, 4]]}, [None, None]),
     ],
 )
