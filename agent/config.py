@@ -76,7 +76,7 @@ class Config:
     refuse_automatic: bool = False
     rest_key_file: str = ""
     metered_file: str = ""
-    source: str = ""
+    source: str = field(default="", repr=False)
     serve: str = "unix"
     serve_keep_bytes: int = 0
     infer_timeout_s: float = 30.0
@@ -85,7 +85,7 @@ class Config:
     sample_rows: int = MAX_SAMPLE_ROWS
     sample_bytes: int = MAX_SAMPLE_BYTES
     budgets: dict[str, Budget] = field(default_factory=dict)
-    sources: dict[str, str] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict, repr=False)
     proxy: str = field(default="", repr=False)
     keep_alive_s: int = 60
     reconnect_s: float = 10.0

@@ -34,7 +34,7 @@ from agent.trust.judging import Judge
 from agent.upkeep.disk import Disk
 from agent.upkeep.own_update import OwnEffects
 from skerry.delivery.slots import Slots
-from skerry.errors import Rejected, SkerryError
+from skerry.errors import Broken, Rejected, SkerryError
 from skerry.wire import codec
 from skerry.wire.evidence import SignedEvidence
 from skerry.wire.messages import Component, DeploymentEvent
@@ -373,7 +373,7 @@ def make_unit(name: str, shared: Shared) -> ModelUnit:
     """Return a named component; one whose source cannot be had is asked by programs alone, and says so."""
     try:
         return ModelUnit(name, shared)
-    except Rejected as error:
+    except (Rejected, Broken) as error:
         _log.error("component %s: %s", name, error)
         config = replace(shared.config, sources={})
         return ModelUnit(name, replace(shared, config=config))

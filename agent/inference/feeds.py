@@ -22,7 +22,7 @@ from agent.config import Config
 from agent.inference.frames import ROW_NUMBER, Request, Verb
 from agent.inference.workers import Recording
 from agent.link.address import is_here
-from skerry.errors import Rejected
+from skerry.errors import Broken, Rejected
 
 _log = logging.getLogger("skerry.agent.feeds")
 MAX_LINE_BYTES = 1 << 20
@@ -167,7 +167,12 @@ class Topic(Lines):
 
 
 def open_source(config: Config) -> tuple[Source | None, Recording | None]:
-    """Return where inputs come from, and what recording a worker reads for that; raises `Rejected` for what is none."""
+    """Return where inputs come from, and what recording a worker reads for that.
+
+    Raises:
+        Rejected: it is written as nothing that we know.
+        Broken: the file is not there; it may come with a disk that is.
+    """
     wanted = config.source or (f"replay:{config.replay}" if config.replay else "")
     if not wanted:
         return None, None
@@ -186,7 +191,7 @@ def open_source(config: Config) -> tuple[Source | None, Recording | None]:
     try:
         path.stat()
     except OSError as error:
-        raise Rejected(f"{path}: expected a recording (npz or CSV), got: {error.strerror}") from error
+        raise Broken(f"{path}: expected a recording (npz or CSV), got: {error.strerror}") from error
     return Rows(), Recording(path, seed=config.seed)
 
 

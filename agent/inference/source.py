@@ -197,7 +197,9 @@ def _read_table(path: Path, specs: Sequence[TensorSpec]) -> Recording:
         with path.open(newline="", encoding="utf-8-sig") as file:
             lines = csv.reader(file, strict=True)
             header = [name.strip() for name in next(lines, [])]
-            if not header or all(map(_is_number, header)):
+            # a table's columns may be called by their numbers
+            numbered = header == [str(number) for number in range(len(header))]
+            if not header or (all(map(_is_number, header)) and not numbered):
                 raise ValueError("no header with names")
             columns = _columns(header, specs, path)
             # what else a table has, such as the time, may be anything

@@ -15,6 +15,7 @@ import shutil
 import stat
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from agent.config import Config, read_config
 from agent.deployment.lifecycle import Phase
@@ -22,6 +23,7 @@ from agent.deployment.runner import read_state
 from agent.fetching.rest import open_vault
 from agent.identity.folder import StateFolder
 from agent.identity.life import Life
+from agent.inference.feeds import open_source
 from agent.inference.golden import golden_vectors, replay_in_child
 from agent.link.address import parse_broker
 from agent.telling.health import LITTLE_DISK_BYTES
@@ -72,8 +74,14 @@ def state(folder: StateFolder) -> str:
 
 
 def config(folder: StateFolder) -> str:
-    """Can the configuration be read?"""
-    config_of(folder)
+    """Can the configuration be read, and are its sources there?"""
+    config = config_of(folder)
+    open_source(config)
+    for name, source in config.sources.items():
+        try:
+            open_source(replace(config, source=source, replay=""))
+        except (Rejected, Broken) as error:
+            raise type(error)(f"sources.{name}: {error}") from error
     file = folder.path / "config.toml"
     return f"{file}" if file.exists() else "the defaults: there is no config.toml"
 

@@ -112,6 +112,23 @@ def test_a_configuration_that_is_none_is_said_by_its_name(patient: Patient) -> N
     assert "colour" in said
 
 
+@pytest.mark.parametrize(
+    ("text", "code", "expected"),
+    [
+        # the disk that it is on may be mounted later: the service starts the agent again
+        ('source = "csv:/gone.csv"', 4, "/gone.csv: expected a recording"),
+        ('[sources]\nlamps = "mqtt://10.0.0.7/x"', 2, "sources.lamps: source: expected mqtt://127.0.0.1:1883/TOPIC"),
+    ],
+)
+def test_a_source_that_ends_the_agent_is_a_fault_of_the_configuration(
+    patient: Patient, text: str, code: int, expected: str
+) -> None:
+    patient.configure(f"{text}\n")
+    level, status, said = one(patient, "config")
+    assert (level, status) == ("fail", code)
+    assert expected in said
+
+
 # --- the clock and the certificate
 
 

@@ -109,7 +109,8 @@ def test_socks_without_pysocks_is_refused_before_anything_starts(
 
 
 def test_the_password_is_not_in_what_is_printed_of_a_configuration() -> None:
-    assert "salt" not in repr(Config(proxy="http://gull:salt@host:1"))
+    topic = "mqtt://gull:salt@127.0.0.1/rows"
+    assert "salt" not in repr(Config(proxy="http://gull:salt@host:1", source=topic, sources={"lamps": topic}))
 
 
 @pytest.mark.parametrize("setting", [{"keep_alive_s": 14}, {"keep_alive_s": 1201}, {"reconnect_s": 0.0}])

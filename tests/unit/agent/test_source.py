@@ -15,7 +15,7 @@ from agent.inference.feeds import MAX_LINE_BYTES, MAX_WAITING, Lines, Stdin, Top
 from agent.inference.feeds import Rows as RecordedRows
 from agent.inference.source import ReplaySource, Sample, read_line, read_recording, shuffled
 from agent.inference.workers import Recording
-from skerry.errors import Rejected
+from skerry.errors import Broken, Rejected
 from skerry.runtimes.arrays import pack
 from skerry.wire.manifest import TensorSpec
 
@@ -136,6 +136,7 @@ PAIR = (TensorSpec("left", (1, 2), "float32"), TensorSpec("right", (1, 1), "int8
         # as spreadsheets write it
         (VECTOR, "\ufeffy,a,b\r\nrest,1,2\r\n\r\nlift,3,4\r\n\r\n", {"window": [[1, 2], [3, 4]]}, ["rest", "lift"]),
         (VECTOR, "time,window.0,window.1,note\n12:00,1,2,\n12:01,3,4,x\n", {"window": [[1, 2], [3, 4]]}, [None, None]),
+        (VECTOR, "0,1\n1,2\n3,4\n", {"window": [[1, 2], [3, 4]]}, [None, None]),
         (VECTOR, "window.1,window.0\n2,1\n4,3\n", {"window": [[1, 2], [3, 4]]}, [None, None]),
     ],
 )
@@ -240,7 +241,9 @@ def test_a_source_is_named_in_one_line(tmp_path: Path) -> None:
             open_source(Config(source=wanted))
         assert "secret" not in str(refused.value)
 
-    for wanted in ("", "csv:none.csv", f"csv:{tmp_path}/r.npz", "mqtt://10.0.0.7/x", "mqtt://127.0.0.1", "mqtt://[::1"):
+    with pytest.raises(Broken, match=r"none\.csv: expected a recording"):
+        open_source(Config(source="csv:none.csv"))
+    for wanted in ("", f"csv:{tmp_path}/r.npz", "mqtt://10.0.0.7/x", "mqtt://127.0.0.1", "mqtt://[::1"):
         with pytest.raises(Rejected, match="expected"):
             open_source(Config(source=wanted or "tail:x"))
 
