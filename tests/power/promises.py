@@ -3,14 +3,16 @@
 - The outbox: a transaction is promised as soon as the next one has begun, for then it has returned. What is found must
   be the outbox as one of its transactions left it, the last promised one or a later one: neither a mixture nor a past.
 - What was published: a number that was heard stands for its body for ever.
-- The twin: a release that was reported as good is not forgotten, versions of reports only grow, a configuration that
-  was reported as obeyed stays obeyed.
+- The twin: a release that was reported as good of a component is not forgotten, versions of reports only grow, a
+  configuration that was reported as obeyed stays obeyed.
+- The launcher: each start of a version of the agent is counted before it begins.
 """
 
 import sqlite3
 import tempfile
 from base64 import b64decode
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +24,8 @@ from tests.power.disk import Chosen, Disk, Tree
 from tests.power.operations import Operation, Sent, Write
 
 OUTBOX = "outbox.db"
+# what a recording says of a start, in place of a topic; the payload is the manifest
+STARTED = "started"
 _WAL = f"{OUTBOX}-wal"
 _FRAME_BYTES = 24
 
@@ -63,7 +67,8 @@ class Twin:
     """The most that reports have said so far."""
 
     version: int = 0
-    releases: tuple[str, ...] = ()
+    releases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Of each component, those that were reported as good; of one that has ended, nothing any more."""
     desired_version: int = 0
 
 
@@ -74,6 +79,7 @@ class Promises:
     transactions: list[Transaction]
     published: list[tuple[int, str, Row]] = field(default_factory=list)  # at, epoch, and what was said
     twins: list[tuple[int, Twin]] = field(default_factory=lambda: [(-1, Twin())])
+    starts: list[tuple[int, str]] = field(default_factory=list)
 
     def outbox(self, at: int) -> list[Content | None]:
         """Return what an outbox may hold."""
@@ -87,6 +93,10 @@ class Promises:
     def twin(self, at: int) -> Twin:
         """Return what has been reported."""
         return next(twin for when, twin in reversed(self.twins) if when <= at)
+
+    def started(self, at: int) -> Counter[str]:
+        """Return how often which version of the agent was started."""
+        return Counter(manifest for when, manifest in self.starts if when <= at)
 
 
 def find_promises(initial: Tree, operations: Sequence[Operation]) -> Promises:
@@ -102,15 +112,20 @@ def find_promises(initial: Tree, operations: Sequence[Operation]) -> Promises:
                 promises.published.append((at, batch.epoch, row))
         elif operation.topic.endswith("/up/reported"):
             promises.twins.append((at, _after(promises.twins[-1][1], codec.decode(Reported, operation.payload))))
+        elif operation.topic == STARTED:
+            promises.starts.append((at, operation.payload.decode()))
     return promises
 
 
 def _after(twin: Twin, said: Reported) -> Twin:
-    releases = twin.releases
-    if said.release and said.release not in releases:
-        releases = (*releases, said.release)
+    good = {"": said.release, **{name: each.release for name, each in (said.components or {}).items()}}
+    releases = {name: _with(twin.releases.get(name, ()), release) for name, release in good.items()}
     version = max(twin.version, said.version)
     return Twin(version=version, releases=releases, desired_version=max(twin.desired_version, said.desired_version))
+
+
+def _with(releases: tuple[str, ...], release: str) -> tuple[str, ...]:
+    return (*releases, release) if release and release not in releases else releases
 
 
 def _transactions(initial: Tree, operations: Sequence[Operation]) -> list[Transaction]:

@@ -5,8 +5,10 @@ do is known from its manifest's digest, for the artifacts are those of the recor
 folder is the agent's own.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Self, cast
 from unittest.mock import patch
@@ -17,6 +19,7 @@ from tuf.ngclient.fetcher import FetcherInterface
 from agent.inference.loading import Loader
 from agent.inference.probing import Measured
 from agent.inference.supervisor import Running
+from agent.inference.trial import Decision
 from agent.inference.workers import Worker
 from agent.trust.decision import judge
 from agent.trust.metadata import Bounded, Bounds, MetadataSource
@@ -24,6 +27,8 @@ from agent.trust.question import DIRECTOR, IMAGE, Judgement, Question
 from skerry.delivery.slots import Slots
 from skerry.errors import Unavailable
 from skerry.wire.manifest import Manifest
+from skerry.wire.messages import VERSION
+from tests.power.world import World
 
 
 class _Fetcher(FetcherInterface):
@@ -69,16 +74,22 @@ def _unsealer(opened: Mapping[bytes, bytes]) -> type[Any]:
 class Loop:
     """An engine that runs nothing: it knows what runs, and how a trial of it ends."""
 
-    def __init__(self, decide: Callable[[str], None]) -> None:
-        self._decide = decide
+    alive = True
+    beats = inferences = trial_latency_us = 0
+    problem = source_problem = ""
+    event_time = 1.0
+
+    def __init__(self, bad: Collection[str], on_decision: Callable[[str, Decision], None]) -> None:
+        self._bad = bad
+        self._on_decision = on_decision
         self.running: Any = None
-        self.trial_latency_us = 0
 
     def switch(self, running: Any, *, trial: Any = None) -> None:
         """Note what runs; a trial ends at once."""
         self.running = running
         if running is not None and trial is not None:
-            self._decide(running.digest)
+            passed = running.digest not in self._bad
+            self._on_decision(running.digest, Decision(passed, reason="" if passed else "too slow"))
 
     def roll_back(self, _digest: str) -> bool:
         """Nothing is up beside a trial."""
@@ -86,6 +97,9 @@ class Loop:
 
     def commit(self) -> None:
         """Nothing is counted here."""
+
+    def stop(self) -> None:
+        """There is no thread."""
 
 
 class _Loader(Loader):
@@ -100,13 +114,25 @@ class _Loader(Loader):
 
 
 @contextmanager
-def standing_in(opened: Mapping[bytes, bytes]) -> Iterator[None]:
+def standing_in(world: World) -> Iterator[None]:
     """Put the stand-ins into the agent's modules."""
+    bad = {each.manifest for each in world.assigned if each.bad}
+
+    def make_engine(*, on_decision: Callable[[str, Decision], None], **_: object) -> Loop:
+        return Loop(bad, on_decision)
+
+    def ask_version(command: Sequence[str], *, what: str) -> str:
+        # of the version in this environment, which lies beside its Python
+        said = {"package": str(Path(command[0]).parent.parent / "agent"), "wire": VERSION}
+        return json.dumps(said)
+
     replaced = {
         "agent.trust.judging.ask_child": judge_here,
-        "agent.fetching.delivery.Unsealer": _unsealer(opened),
+        "agent.fetching.delivery.Unsealer": _unsealer(world.opened),
         "agent.deployment.effects.probe_model": lambda *_, **__: Measured(latency_p50_us=1, peak_rss_bytes=1),
         "agent.deployment.effects.Loader": _Loader,
+        "agent.deployment.unit.Engine": make_engine,
+        "agent.upkeep.own_update._ask": ask_version,
     }
     with ExitStack() as stack:
         for name, stand_in in replaced.items():

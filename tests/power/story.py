@@ -11,28 +11,34 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 
+from tuf.api.metadata import TargetFile
+
+from agent.trust.decision import DECOMMISSION
 from skerry.wire import codec, topics
 from skerry.wire.manifest import CHUNK_BYTES
-from skerry.wire.messages import Desired
-from tests.integration.agent.shore import MODEL, PROJECT, Device, Shore, wait_for
+from skerry.wire.messages import Assign, Desired, Terms
+from tests.integration.agent.several import SeveralShore
+from tests.integration.agent.shore import MODEL, PROJECT, Device, wait_for
 from tests.power.disk import Chosen, Disk, Tree, read_tree
 from tests.power.operations import Operation, read_operations
 from tests.power.promises import find_promises
+from tests.power.restart import Updates
 from tests.power.strace import command, read_calls
-from tests.power.world import Assigned, Recording, World
+from tests.power.world import Assigned, Recording, Verb, World
 
 RATE = 60.0
 FILLED = 6
 
 
-class KeepingShore(Shore):
+class KeepingShore(SeveralShore):
     """A shore that keeps what it retained, and when it assigned what."""
 
     def __init__(self, port: int, folder: Path) -> None:
         self.retained: dict[str, bytes] = {}
-        self.assigned: list[Assigned] = []
+        self.orders: list[Assigned] = []
         super().__init__(port, folder)
 
     def say(self, topic: str, payload: bytes) -> None:
@@ -44,20 +50,49 @@ class KeepingShore(Shore):
         """Assign a version and keep when."""
         now = time.time()
         deployment = self.assign(device, version)
-        payload = self.retained[topics.down(f"{PROJECT}.{device}", "assign")]
-        release, manifest = f"{MODEL}-{version}", digest(self.artifacts[version]["manifest.json"])
-        self.assigned.append(Assigned(now, payload, deployment, release, manifest, bad))
+        manifest = digest(self.artifacts[version]["manifest.json"])
+        self._keep(device, Assigned(now, b"", deployment, f"{MODEL}-{version}", manifest, bad))
         return deployment
+
+    def order_of(self, device: str, component: str, model: str, version: int, *, bad: bool = False) -> str:
+        """Assign a version to a component beside what the others have, and keep when."""
+        now = time.time()
+        deployment = self.give(device, component, model, version)
+        manifest = self.digest(model, version)
+        self._keep(device, Assigned(now, b"", deployment, f"{model}-{version}", manifest, bad, component))
+        return deployment
+
+    def order_none(self, device: str, component: str) -> None:
+        """End a component, and keep when."""
+        now = time.time()
+        self.take(device, component)
+        self._keep(device, Assigned(now, b"", component=component, verb=Verb.TAKE))
+
+    def order_to_wipe(self, device: str) -> None:
+        """Tell a device to wipe itself, and keep when."""
+        now, director = time.time(), self.directors[device]
+        terms = Terms(
+            device=device, counter=director.version + 1, issued="2026-01-01T00:00:00Z", deployment="", release=""
+        )
+        target = TargetFile.from_data(DECOMMISSION, b"", ["sha256"])
+        target.unrecognized_fields["custom"] = asdict(terms)
+        director.targets = {DECOMMISSION: target}
+        self.say(topics.down(f"{PROJECT}.{device}", "assign"), codec.encode(Assign(metadata=director.publish())))
+        self._keep(device, Assigned(now, b"", verb=Verb.WIPE))
+
+    def _keep(self, device: str, order: Assigned) -> None:
+        payload = self.retained[topics.down(f"{PROJECT}.{device}", "assign")]
+        self.orders.append(replace(order, payload=payload))
 
     def world(self, device: str) -> World:
         """Return what is to be known of it when devices restart."""
         opened: dict[bytes, bytes] = {}
-        for files in self.artifacts.values():
+        for files in (*self.artifacts.values(), *self.made.values()):
             for data in files.values():
                 chunks = [data[start : start + CHUNK_BYTES] for start in range(0, len(data), CHUNK_BYTES)]
                 opened.update(zip(self.sealed_files[digest(data)], chunks, strict=True))
         retained = {topic: payload for topic, payload in self.retained.items() if "/down/" not in topic}
-        return World(retained, opened, tuple(self.assigned), PROJECT, device)
+        return World(retained, opened, tuple(self.orders), PROJECT, device)
 
 
 def digest(data: bytes) -> str:
@@ -147,11 +182,11 @@ def record(shore: KeepingShore, device: Recorder) -> Recording:
     assert shore.conflicts == 0
 
     operations = device.operations()
-    promises = find_promises(device.initial, operations)
-    return Recording(device.initial, tuple(operations), promises, shore.world(name))
+    judge = Updates(shore.world(name), find_promises(device.initial, operations))
+    return Recording("a whole agent", device.initial, tuple(operations), judge)
 
 
-def _fill_and_empty(shore: Shore, device: Recorder) -> None:
+def _fill_and_empty(shore: KeepingShore, device: Recorder) -> None:
     heard = len(shore.windows(device.name))
     shore.acknowledging = False
     wait_for(lambda: _depth(device) >= FILLED, why="windows to pile up", timeout_s=60)

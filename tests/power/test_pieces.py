@@ -14,4 +14,4 @@ def test_a_power_cut_at_any_of_150_moments_loses_nothing(strace: str, tmp_path: 
     cuts = choose(find_cuts(recording.initial, recording.operations), CUTS)
 
     assert len(cuts) == CUTS
-    assert check_cuts(recording, cuts, tmp_path) == []
+    assert check_cuts([(recording, cuts)], tmp_path) == []

@@ -13,6 +13,9 @@ from typing import Any, cast
 
 import agent.telling.outbox_file
 from agent.__main__ import main
+from agent.deployment import units
+from agent.identity import leaving
+from agent.upkeep import launcher
 from skerry.delivery import durable, partial, slots
 
 
@@ -59,6 +62,26 @@ def _outbox() -> None:
     vars(agent.telling.outbox_file)["sqlite3"] = _but(sqlite3, connect=connect)
 
 
+def _components() -> None:
+    """The folder of a component that was named is not synced before it is worked in."""
+    vars(units)["sync_folder"] = lambda _: None
+
+
+def _launcher() -> None:
+    """What the launcher keeps is left to the page cache."""
+    vars(launcher)["os"] = _but(os, fsync=lambda _: None)
+
+
+def _leaving() -> None:
+    """The wipe begins although nothing of the marker is on the disk."""
+    vars(leaving)["write_durably"] = lambda path, data, **_: path.write_bytes(data)
+
+
+def _wiped() -> None:
+    """The marker goes although what it stands for may not have gone."""
+    vars(leaving)["sync_folder"] = lambda _: None
+
+
 CALLS: dict[str, Callable[[], None]] = {
     "file": _file_of_write_durably,
     "folder": _folder_of_write_durably,
@@ -66,6 +89,14 @@ CALLS: dict[str, Callable[[], None]] = {
     "slots": _slots,
     "outbox": _outbox,
 }
+# what only the stories without a broker tell of
+MORE_CALLS: dict[str, Callable[[], None]] = {
+    "components": _components,
+    "launcher": _launcher,
+    "leaving": _leaving,
+    "wiped": _wiped,
+}
+EVERY_CALL = CALLS | MORE_CALLS
 
 if __name__ == "__main__":
     CALLS[sys.argv[1]]()

@@ -1,19 +1,29 @@
 """What a recording leaves for those who restart devices on its cuts: the shore as it was, without a network.
 
-A recording is a folder: the state folder before, the calls, and the world: what was retained, what was assigned when,
-and which artifact each assignment means. `Shelf` is the broker that serves it (`agent.fetching.fetch.Retained`).
+A recording is the state folder before, what was done to it, and a judge of what a cut may leave of it. Most judges know
+a world: what was retained, what was assigned when, and which artifact each assignment means. `Shelf` is the broker that
+serves it (`agent.fetching.fetch.Retained`).
 """
 
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
+from typing import Protocol
 
 from skerry.errors import Unavailable
 from tests.power.cuts import Cut
 from tests.power.disk import Tree
 from tests.power.operations import Operation
-from tests.power.promises import Promises
+
+
+class Verb(Enum):
+    """What an assignment does to a component: gives it a release, ends it; or it ends the whole device."""
+
+    GIVE = "give"
+    TAKE = "take"
+    WIPE = "wipe"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +32,12 @@ class Assigned:
 
     time: float
     payload: bytes
-    deployment: str
-    release: str
-    manifest: str
-    bad: bool
+    deployment: str = ""
+    release: str = ""
+    manifest: str = ""
+    bad: bool = False
+    component: str = ""
+    verb: Verb = Verb.GIVE
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,23 +54,44 @@ class World:
         """Return the newest assignment at a time."""
         return next((each for each in reversed(self.assigned) if each.time <= time), None)
 
+    def wanted(self, time: float) -> dict[str, Assigned]:
+        """Return what each component was given last; one that was taken away is not there."""
+        found: dict[str, Assigned] = {}
+        for each in self.assigned:
+            if each.time <= time and each.verb is Verb.GIVE:
+                found[each.component] = each
+            elif each.time <= time and each.verb is Verb.TAKE:
+                found.pop(each.component, None)
+        return found
+
+    def good(self, wanted: Assigned) -> Assigned | None:
+        """Return what a component runs that has done what it was told to."""
+        known = [each for each in self.assigned if (each.component, each.verb) == (wanted.component, Verb.GIVE)]
+        return next((each for each in reversed(known) if each.time <= wanted.time and not each.bad), None)
+
+
+class Judge(Protocol):
+    """Restarts a device on what a cut left, and says what is wrong with it."""
+
+    def find_faults(self, folder: Path, *, at: int, now: float) -> list[str]:
+        """Return what is wrong with the device in `folder` after a cut at operation `at`, at the time `now`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Recording:
     """All of a recorded story."""
 
+    name: str
     initial: Tree
     operations: tuple[Operation, ...]
-    promises: Promises
-    world: World
+    judge: Judge
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A share of the cuts of a recording."""
+    """A share of the cuts of some recordings."""
 
-    recording: Recording
-    cuts: tuple[Cut, ...]
+    cuts: tuple[tuple[Recording, tuple[Cut, ...]], ...]
 
     def save(self, file: Path) -> None:
         """Keep it for the process that checks it."""

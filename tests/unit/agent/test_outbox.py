@@ -479,3 +479,15 @@ def test_an_answer_to_what_was_never_said_shows_a_restored_copy_and_begins_a_new
 
     assert outbox.epoch != epoch
     assert bodies(outbox.batch()) == [b"new"]
+
+
+def test_an_outbox_of_which_all_was_heard_begins_its_new_epoch_too(tmp_path: Path) -> None:
+    outbox = OutboxFile(tmp_path / "outbox.db")
+    outbox.put("window", b"one", event_time=1.0)
+    batch = outbox.batch()
+    assert batch is not None
+
+    assert outbox.acknowledge(Ack(epoch=batch.epoch, up_to=1, window=8, new_epoch=True))
+
+    assert outbox.epoch != batch.epoch
+    assert outbox.put("window", b"two", event_time=2.0) == 1
