@@ -30,6 +30,7 @@ from agent.telling.reporter import Versions
 from agent.trust.assignment import Mailbox
 from agent.trust.judging import Judge
 from agent.upkeep import launcher
+from agent.upkeep.disk import Disk
 from tests.power.stand_ins import standing_in
 from tests.power.world import Assigned, Shelf, World
 
@@ -63,6 +64,7 @@ class Device:
             judge=judge,
             turn=threading.Lock(),
             news=lambda: None,
+            disk=Disk(folder.path),
             make_pace=lambda: None,  # type: ignore[arg-type, return-value] # nothing is waited for
         )
         self.units = Units(shared, launched=launched)

@@ -28,6 +28,7 @@ from tests.power.promises import find_promises
 from tests.power.restart import Updates
 from tests.power.strace import command, read_calls
 from tests.power.world import Assigned, Recording, Verb, World
+from tests.tuf_repository import published
 
 RATE = 60.0
 FILLED = 6
@@ -72,12 +73,16 @@ class KeepingShore(SeveralShore):
         """Tell a device to wipe itself, and keep when."""
         now, director = time.time(), self.directors[device]
         terms = Terms(
-            device=device, counter=director.version + 1, issued="2026-01-01T00:00:00Z", deployment="", release=""
+            device=device,
+            counter=director.targets_version + 1,
+            issued="2026-01-01T00:00:00Z",
+            deployment="",
+            release="",
         )
         target = TargetFile.from_data(DECOMMISSION, b"", ["sha256"])
         target.unrecognized_fields["custom"] = asdict(terms)
         director.targets = {DECOMMISSION: target}
-        self.say(topics.down(f"{PROJECT}.{device}", "assign"), codec.encode(Assign(metadata=director.publish())))
+        self.say(topics.down(f"{PROJECT}.{device}", "assign"), codec.encode(Assign(metadata=published(director))))
         self._keep(device, Assigned(now, b"", verb=Verb.WIPE))
 
     def _keep(self, device: str, order: Assigned) -> None:
