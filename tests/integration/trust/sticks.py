@@ -110,3 +110,29 @@ def without(name: str) -> Change:
         return {each: data for each, data in members.items() if each != name}
 
     return change
+
+
+NAMES, KEPT, OTHERS = "expected names of a bundle", "nothing was changed", "names, got another"
+AUTOMATIC = b'"refuse_automatic":'
+CHANGES: dict[str, tuple[str, Change, str]] = {
+    "a blob that is another": ("known", swapped_blobs, "under the hash of its bytes"),
+    "a file that is missing": ("known", without_a_blob, "expected all files"),
+    "a member that leaves the folder": ("known", lambda m: m | {"../../etc/cron.d/x": b"x"}, NAMES),
+    "a member from the root": ("known", lambda m: m | {"/etc/passwd": b"x"}, NAMES),
+    "a document that is too long": ("known", lambda m: m | {"tuf/9.root": bytes(2 << 20)}, "expected at most"),
+    "too many members": ("known", lambda m: m | {f"tuf/x{n}": b"" for n in range(600)}, "members"),
+    "another device on it": ("known", replaced("bundle.json", b"gull-3", b"gull-4"), "expected one for watch.gull-3"),
+    "another format": ("known", replaced("bundle.json", b'"v":1', b'"v":2'), "expected skerry-bundle 1"),
+    "an assignment that was changed": ("known", replaced("assign.json", b"strokes-1", b"strokes-9"), KEPT),
+    "targets that were changed": ("known", of_image(".targets", b'"expires":"20', b'"expires":"21'), KEPT),
+    "a snapshot that was changed": ("known", of_image(".snapshot", b'"expires":"20', b'"expires":"21'), KEPT),
+    "a timestamp that was changed": ("known", of_image("timestamp", b'"expires":"20', b'"expires":"21'), KEPT),
+    "a timestamp that is missing": ("known", without("tuf/timestamp"), KEPT),
+    "no assignment": ("known", without("assign.json"), "expected assign.json in it"),
+    "an answer that was changed": ("new", replaced("enrolled.json", AUTOMATIC + b"false", AUTOMATIC + b"true"), OTHERS),
+    "a broker elsewhere": ("new", replaced("enrolled.json", b"mqtt://127.0.0.1", b"mqtt://10.0.0.1"), "broker"),
+    "another broker here": ("new", replaced("enrolled.json", b"mqtt://127.0.0.1", b"mqtt://localhost"), OTHERS),
+    "another server": ("new", replaced("bundle.json", b"https://", b"https://x"), OTHERS),
+    "another anchor": ("new", replaced("anchor.json", b"watch", b"wotch"), "was pinned here"),
+    "no certificate": ("new", without("enrolled.json"), "expected enrolled.json"),
+}
