@@ -28,7 +28,8 @@ from skerry.wire.manifest import CHUNK_BYTES, MAX_FILES, PYTHON, Manifest, descr
 from skerry.wire.messages import AGENT
 
 OWN = "skerry.whl"
-MAX_WHEELS_BYTES = 512 << 20
+# no device takes more (`agent.deployment.fit`)
+MAX_WHEELS_BYTES = 256 << 20
 _WHEEL = re.compile(r"([A-Za-z0-9._]+)-([A-Za-z0-9._+!]+)(-[0-9][^-]*)?-[^-]+-[^-]+-[^-]+\.whl")
 
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from hypothesis import settings
@@ -134,9 +135,13 @@ def strace() -> str:
 def required(program: str, *also_in: str, package: str) -> str:
     """Return the path of a program; without it the test is skipped, or fails in CI."""
     found = shutil.which(program, path=os.pathsep.join((os.environ.get("PATH", ""), *also_in)))
-    if found:
-        return found
-    missing = f"expected {program}, got none: apt-get install {package}"
+    if found is None:
+        not_run(f"expected {program}, got none: apt-get install {package}")
+    return found
+
+
+def not_run(why: str) -> NoReturn:
+    """End a test that this machine has not everything for: skipped, or failed in CI."""
     if os.environ.get("SKERRY_REQUIRE_SERVERS") == "1":
-        pytest.fail(missing)
-    pytest.skip(missing)
+        pytest.fail(why)
+    pytest.skip(why)

@@ -211,6 +211,8 @@ class ModelUnit(Unit):
         self._effects.loader.recording = recording
         self._effects.testify = self._testify
         self._effects.interrupted = lambda: self.runner.interrupts(self._effects)
+        # whether it is the fault of the agent's version, and not of the model, that the model does not run
+        self.excused: Callable[[], bool] = lambda: False
         self._set_up(self._effects.delivery)
 
     @property
@@ -250,7 +252,9 @@ class ModelUnit(Unit):
         if self.runner.state.phase not in (Phase.TRIAL.value, Phase.ROLLING_BACK.value):
             damage = self.effects.run_last_good()
         super().wake_up()
-        if damage is not None:
+        if damage is not None and self.excused():
+            _log.error("component %s: %s", self.name or "of the model", damage.reason)
+        elif damage is not None:
             self.runner.tell(damage)
 
     def start(self) -> None:
@@ -306,7 +310,9 @@ class ModelUnit(Unit):
         if kind is Kind.FAULT:
             if state.grant is not None and state.grant.manifest == manifest:
                 self.runner.tell(Event(kind, grant=state.grant, reason=reason))
-        elif state.good.manifest == manifest and (kind is Kind.CORRUPTED or self.effects.has_other):
+        elif self.excused() or state.good.manifest != manifest:
+            return
+        elif kind is Kind.CORRUPTED or self.effects.has_other:
             self.runner.tell(Event(kind, reason=reason))
 
 
@@ -355,9 +361,15 @@ class OwnUnit(Unit):
         """True when this process is to end for another version, and what led to it is on the disk."""
         return self._restart.is_set() and self.runner.state.phase != Phase.ROLLING_BACK.value
 
-    def look(self, *, told: bool) -> None:
-        """Judge the version that runs: `told` says that it has reached the control plane."""
-        ended = self.effects.tried(told=told)
+    @property
+    def on_trial(self) -> bool:
+        """True while the version that runs is tried, or given up."""
+        return self.runner.state.phase in (Phase.TRIAL.value, Phase.ROLLING_BACK.value)
+
+    def look(self, *, told: bool, down: str) -> None:
+        """Judge the version that runs: `told`, it has reached the control plane; `down`, why a model never ran on
+        it."""
+        ended = self.effects.tried(told=told, down=down)
         if ended is not None:
             self.runner.tell(ended)
         if not self._is_well and time.monotonic() - self._began >= WELL_S:

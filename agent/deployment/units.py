@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator, Mapping
 
 from agent.config import Config
+from agent.deployment.lifecycle import settled
 from agent.deployment.unit import ModelUnit, OwnUnit, Shared, Unit, make_unit
 from agent.fetching.rest import open_vault
 from agent.identity.folder import StateFolder
@@ -33,7 +34,9 @@ class Units:
         self._launched = launched
         self._lock = threading.Lock()
         self._awake = False
-        self.main = ModelUnit("", shared)
+        # whose model has been up since this start
+        self._ran: set[str] = set()
+        self.main = self._watched(ModelUnit("", shared))
         self._named: dict[str, Unit] = {}
         for name in shared.folder.component_names():
             self._named[name] = self._make(name)
@@ -105,8 +108,9 @@ class Units:
         Raises:
             Broken: the disk refused; the next look tries that again.
         """
+        self._ran |= {unit.name for unit in self._models() if unit.engine.word == "up"}
         if self.own is not None:
-            self.own.look(told=told)
+            self.own.look(told=told, down=self._down())
         for name, unit in list(self._named.items()):
             if unit.dropped.is_set():
                 self._close(name, unit)
@@ -122,7 +126,23 @@ class Units:
         return [self.main, *self._named.values()]
 
     def _make(self, name: str) -> Unit:
-        return OwnUnit(name, self._shared, launched=self._launched) if name == AGENT else make_unit(name, self._shared)
+        if name == AGENT:
+            return OwnUnit(name, self._shared, launched=self._launched)
+        return self._watched(make_unit(name, self._shared))
+
+    def _watched(self, unit: ModelUnit) -> ModelUnit:
+        """Hold it against the agent's version on trial, and not against the model, that the model never ran on it."""
+        unit.excused = lambda: self.own is not None and self.own.on_trial and unit.name not in self._ran
+        return unit
+
+    def _down(self) -> str:
+        """Name a committed model that has not been up since this start, and why; empty when all have."""
+        for unit in self._models():
+            state = unit.runner.state
+            if state.good.manifest and settled(state) and unit.name not in self._ran:
+                running = unit.engine.running
+                return f"{state.good.release}: {running.worker.ended if running is not None else unit.problem}"
+        return ""
 
     def _begin(self, judgement: Judgement) -> None:
         """Give each component that is named a folder; called by the judge, before any component hears of it."""

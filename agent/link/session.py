@@ -258,6 +258,8 @@ class Link:
             _log.warning("broker %s: %s; trying again, inference goes on", self._address, problem)
         try:
             self._note(problem)
+        except SkerryError as error:  # the disk refuses: `status` will not know, and the link goes on
+            _log.warning("%s", error)
         except Exception:  # noqa: BLE001 -- see `faults`
             self._faults += 1
             _log.exception("the link's state was not noted")

@@ -1,9 +1,10 @@
 """The effects of the lifecycle of the agent itself: the component `agent`, whose artifact is a set of wheels.
 
 A version is unpacked beside the one that runs, asked in a process of its own whether it would run on this state
-folder, and then started by the launcher (`agent.upkeep.launcher`) in place of this one. It is good when it has reached
-the control plane once, or has lived for the grace that its assignment grants. What ends before that is started again
-and given up after the third time, by itself where it still can, and by the launcher where it cannot.
+folder, and then started by the launcher (`agent.upkeep.launcher`) in place of this one. It is good when every committed
+model has run on it and it has reached the control plane once, or has lived for the grace that its assignment grants.
+What ends before that is started again and given up after the third time, by itself where it still can, and by the
+launcher where it cannot.
 """
 
 import json
@@ -29,6 +30,8 @@ from skerry.wire.messages import AGENT, VERSION
 
 # it loads each committed model
 CHECK_S = 300.0
+# it is there when the trial begins, or is started again and again
+DOWN_S = 10.0
 # how much more unpacked wheels take than packed ones, generously
 UNPACKED = 4
 _log = logging.getLogger("skerry.agent.own_update")
@@ -82,17 +85,22 @@ class OwnEffects:
         """What the fetch measured."""
         return self.delivery.measured()
 
-    def tried(self, *, told: bool) -> Event | None:
+    def tried(self, *, told: bool, down: str) -> Event | None:
         """Return how the trial of the version that runs has ended; None while it goes on, or where there is none.
 
-        `told` says that it has reached the control plane.
+        `told` says that it has reached the control plane, `down` why a committed model has never run on it.
         """
         grant, since = self._trial, self._tried_since
         if grant is None or since is None:
             return None
-        if not told and time.monotonic() - since < grant.grace_s:
+        lived_s = time.monotonic() - since
+        if lived_s < DOWN_S if down else not told and lived_s < grant.grace_s:
             return None
         self._trial = None
+        if down:
+            return Event(
+                Kind.REFUSED, grant=grant, reason=f"agent: expected what was committed to run on it, got {down}"
+            )
         return Event(Kind.PASSED, grant=grant, reason="" if told else "the grace is over; nobody could be told")
 
     def well(self) -> None:

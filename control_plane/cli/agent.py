@@ -25,7 +25,7 @@ def _add(options: argparse.Namespace, session: Session) -> None:
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         for wheel in options.wheels:
-            archive.writestr(wheel.name, read_bytes(wheel, limit=512 << 20))
+            archive.writestr(wheel.name, read_bytes(wheel, limit=256 << 20))
     with session.client() as client:
         added = client.add_agent_version(packed.getvalue(), profiles=options.profiles, version=options.version)
     session.show(added, f"agent version {added['version']}; next: skerry release create agent {added['version']}")

@@ -187,13 +187,22 @@ def open_session(runtime: str, model: Path | bytes, *, threads: int = 1) -> Bind
     Raises:
         Rejected: the file is missing, too long or not a model of this runtime; TFLite Micro is asked for, whose
             interpreter may crash and therefore runs in a child alone (`run_in_child`).
-        Broken: the runtime is not installed; the message names the extra.
+        Broken: the runtime is not installed, or is one for another Python or machine; the message names the extra.
     """
     # NumPy 2 and a legacy runtime that is there all the same do not go together: that one is tried
     found = probe(runtime) if runtime == "tflite-runtime" else _missing(runtime)
     if isinstance(found, Refused):
         raise Broken(found.reason)
     data = model if isinstance(model, bytes) else read_model(model)
+    try:
+        return _open(runtime, data, threads=threads)
+    except ImportError as error:
+        got = " ".join(str(error).split())[:200]
+        remedy = _ADAPTERS[runtime].remedy
+        raise Broken(f"expected a runtime {runtime} for this Python and machine, got: {got}: {remedy}") from error
+
+
+def _open(runtime: str, data: bytes, *, threads: int) -> Bindable:
     if runtime == "onnxruntime":
         from skerry.runtimes.onnx import OnnxSession
 

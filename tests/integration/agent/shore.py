@@ -61,10 +61,10 @@ def wait_for(what: Callable[[], T], *, why: str, timeout_s: float = 20.0) -> T:
     raise AssertionError(f"expected {why} within {timeout_s} s")
 
 
-def make_model(seed: int, *, layers: int = 0) -> bytes:
+def make_model(seed: int, *, layers: int = 0, axes: int = 6) -> bytes:
     """Return an ONNX model: the mean of each axis, as many wide layers as asked for, a linear layer, softmax."""
     rng = np.random.default_rng(seed)
-    sizes = [6, *[512] * layers, 3]
+    sizes = [axes, *[512] * layers, 3]
     shapes = list(pairwise(sizes))
     weights = [(rng.normal(size=shape) / np.sqrt(shape[0])).astype(np.float32) for shape in shapes]
     names = ["features", *[f"hidden-{number}" for number in range(layers)], "scores"]
@@ -78,10 +78,10 @@ def make_model(seed: int, *, layers: int = 0) -> bytes:
             helper.make_node("Softmax", ["scores"], ["probabilities"], axis=1),
         ],
         "strokes",
-        [helper.make_tensor_value_info("window", TensorProto.FLOAT, (1, 100, 6))],
+        [helper.make_tensor_value_info("window", TensorProto.FLOAT, (1, 100, axes))],
         [
             helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, (1, 3)),
-            helper.make_tensor_value_info("features", TensorProto.FLOAT, (1, 6)),
+            helper.make_tensor_value_info("features", TensorProto.FLOAT, (1, axes)),
         ],
         [
             helper.make_tensor(f"weights-{number}", TensorProto.FLOAT, each.shape, each.tobytes(), raw=True)
@@ -104,15 +104,17 @@ def make_artifact(
     version: int,
     wrong_golden: bool = False,
     layers: int = 0,
+    axes: int = 6,
+    pairs: int = 4,
     profile: str = PROFILE,
     latency_budget_ms: float = 100.0,
 ) -> dict[str, bytes]:
     """Return the files of an artifact of this model version."""
-    model = make_model(seed=version, layers=layers)
+    model = make_model(seed=version, layers=layers, axes=axes)
     path = folder / f"model-{version}.onnx"
     path.write_bytes(model)
     session = open_session("onnxruntime", path)
-    rows = np.random.default_rng(7).normal(size=(40, 100, 6)).astype(np.float32)
+    rows = np.random.default_rng(7).normal(size=(40, 100, axes)).astype(np.float32)
     outputs = [session.run({"window": row[None]}) for row in rows]
     chances = np.concatenate([each["probabilities"] for each in outputs])
     features = np.concatenate([each["features"] for each in outputs])
@@ -122,10 +124,11 @@ def make_artifact(
         "features": features[:4],
     }
     monitor = build_monitor(
-        {f"mean-{index}": features[:, index].tolist() for index in range(6)},
+        {f"mean-{index}": features[:, index].tolist() for index in range(axes)},
         categories={"prediction": [LABELS[index] for index in chances.argmax(axis=1)]},
         confidence=chances.max(axis=1).tolist(),
         window_n=WINDOW_ROWS,
+        pairs=pairs,
     )
     files = {"model.onnx": model, "golden.npz": pack(golden), "gate.json": b"{}"}
     manifest = Manifest(
@@ -136,8 +139,8 @@ def make_artifact(
         model_file="model.onnx",
         golden_file="golden.npz",
         gate_file="gate.json",
-        inputs=(TensorSpec("window", (1, 100, 6), "float32"),),
-        outputs=(TensorSpec("probabilities", (1, 3), "float32"), TensorSpec("features", (1, 6), "float32")),
+        inputs=(TensorSpec("window", (1, 100, axes), "float32"),),
+        outputs=(TensorSpec("probabilities", (1, 3), "float32"), TensorSpec("features", (1, axes), "float32")),
         labels=LABELS,
         tolerances={"probabilities": Tolerance(1e-4, 1e-4), "features": Tolerance(1e-4, 1e-4)},
         observe={"features": "features", "probabilities": "probabilities"},
@@ -330,6 +333,8 @@ class Device:
         self.port = shore.port
         self.scheme = "mqtt"
         self.log = folder.with_suffix(".log")
+        self.python = sys.executable
+        self.event_step_s = 864.0
         self._process: subprocess.Popen[bytes] | None = None
         identity = Identity(
             project=PROJECT,
@@ -363,8 +368,8 @@ class Device:
 
     def start(self, *, rate: float = 200.0) -> "Device":
         command = [
-            *(sys.executable, "-m", "agent", "run", "--state", str(self.folder)),
-            *("--replay", str(self.recording), "--rate", str(rate), "--event-step", "864"),
+            *(self.python, "-m", "agent", "run", "--state", str(self.folder)),
+            *("--replay", str(self.recording), "--rate", str(rate), "--event-step", str(self.event_step_s)),
             *("--broker", f"{self.scheme}://127.0.0.1:{self.port}"),
         ]
         with self.log.open("ab") as log:

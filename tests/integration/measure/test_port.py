@@ -1,11 +1,13 @@
 """The port takes any names, any number of inputs and any dtype that a model has, and says what they are."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from skerry.errors import Broken
 from skerry.runtimes import Ran, Refused, Tensor, open_session, race_in_child, run_in_child
 
 from .conftest import Array, need, onnx_model, tflite_add
@@ -123,3 +125,10 @@ def test_the_legacy_runtime_races_too_and_refuses_what_it_cannot_load(saved: Sav
     assert len(raced.model_us) == len(raced.rival_us) == 30
     refused = run_in_child("tflite-runtime", saved(b"\x1c\0\0\0TFL3" + bytes(60)), {"a": rows})
     assert isinstance(refused, Refused)
+
+
+def test_a_runtime_of_another_python_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "skerry.runtimes.onnx", None)
+
+    with pytest.raises(Broken, match="expected a runtime onnxruntime for this Python and machine, got: "):
+        open_session("onnxruntime", b"any")
