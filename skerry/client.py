@@ -14,6 +14,9 @@ from skerry.delivery import bundle
 from skerry.errors import Rejected, Unavailable
 
 
+SAMPLES_A_PAGE = 100
+
+
 class Client(Api):
     """Talk to one control plane.
 
@@ -337,13 +340,17 @@ class Client(Api):
         return self._object("GET", f"/v1/devices/{_segment(name)}/requests/{_segment(request)}")
 
     def device_samples(
-        self, name: str, *, model: str = "", version: int | None = None, after: int = -1
+        self, name: str, *, model: str = "", version: int | None = None, after: int = -1, most: int = 1000
     ) -> Iterator[dict[str, Json]]:
-        """Yield a device's stored samples, page by page, oldest first; tensors are in base64."""
+        """Yield `most` of a device's stored samples, oldest first; tensors are in base64. No other is read."""
         asked: dict[str, Json] = {"model": model} | ({} if version is None else {"version": version})
-        while rows := self._list("GET", f"/v1/devices/{_segment(name)}/samples", params={**asked, "after": after}):
+        while most > 0:
+            asked |= {"after": after, "limit": min(most, SAMPLES_A_PAGE)}
+            rows = self._list("GET", f"/v1/devices/{_segment(name)}/samples", params=asked)
+            if not rows:
+                return
             yield from rows
-            after = rows[-1]["id"]
+            after, most = rows[-1]["id"], most - len(rows)
 
     def list_samples(self, name: str, *, after: int = -1) -> dict[str, Json]:
         """Return what is known of up to 1000 of a device's samples without their content, and the limits they have."""
