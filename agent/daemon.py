@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from agent.config import Config
-from agent.deployment.lifecycle import settled
 from agent.deployment.unit import Shared
 from agent.deployment.units import Units, held_here
 from agent.fetching.desired import DesiredFile
@@ -226,7 +225,7 @@ class Daemon:
             journal=self._journal,
             state=self._folder.path,
             stopping=self._stopping,
-            restart=self._restart_model,
+            restart=self.units.restart,
             windows=self._outbox,
             publish=lambda outbox: self._link.publish("outbox", codec.encode(outbox)),
         )
@@ -237,16 +236,6 @@ class Daemon:
             say=lambda answer: self._link.publish("answer", codec.encode(answer)),
             now=lambda: max(time.time(), read_floor(self._folder.trust)),
         )
-
-    def _restart_model(self) -> str:
-        """End what runs the committed model and load that anew; the open window goes on."""
-        state = self._main.runner.state
-        if not settled(state):
-            raise Rejected(f"expected no deployment under way, got one that is {state.phase}; ask again later")
-        if not state.good.manifest:
-            raise Rejected("expected a committed model, got none")
-        self._main.engine.restart()
-        return state.good.release
 
     def _leave(self) -> None:
         """This device was told to wipe itself: that is kept before all else, and done when all threads have ended."""
@@ -306,14 +295,18 @@ class Daemon:
         """Let programs on this device ask the model; where that cannot be, the device is there for its fleet."""
         if self._config.serve == "off":
             return
-        face = Face(self.units, keep_bytes=self._config.serve_keep_bytes)
-        try:
-            face.start(self._folder.path / SOCKET_NAME, port=parse_serve(self._config.serve))
-        except Broken as error:
-            self._face_problem = str(error)
-            _log.error("%s", error)
-        else:
-            self._face = face
+        port = parse_serve(self._config.serve)
+        # a port that another program has is no reason to be without the socket
+        for wanted in (port, None) if port else (None,):
+            face = Face(self.units, keep_bytes=self._config.serve_keep_bytes)
+            try:
+                face.start(self._folder.path / SOCKET_NAME, port=wanted)
+            except Broken as error:
+                self._face_problem = self._face_problem or str(error)
+                _log.error("%s", error)
+            else:
+                self._face = face
+                break
 
     def _listen(self) -> None:
         """Handle what was heard: make it durable, then tell the broker that it arrived.
@@ -378,16 +371,14 @@ class Daemon:
             stalled=delivery.stalled,
             components=self.units.reported(),
         )
-        word = engine.word
-        runs = "down" if word == "none" and state.good.manifest else word
-        return self._twin.complete(reported, runs=runs, crashes=engine.crashes, refusal=self._refusal)
+        return self._twin.complete(reported, runs=main.runs, crashes=engine.crashes, refusal=self._refusal)
 
     def _status(self) -> str:
         """Return how it is, in a line for the service manager."""
         good = self._main.runner.state.good.release
         link = "connected" if self._link.connected else "not connected"
         runs = f"{good} is committed" if good else "nothing is committed"
-        return f"{link}, {runs}; {self._problem() or 'all is well'}"
+        return f"{link}, {runs}; {self._problem() or self.units.problem or 'all is well'}"
 
     def _problem(self) -> str:
         renewal = self._renewal.problem if self._renewal else ""

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from control_plane import alarms, requests, trust_status
-from control_plane.pages.views import ago
+from control_plane.pages.views import ago, components_of
 from control_plane.schema.devices import Device, DeviceRequest
 from skerry.errors import Rejected
 from skerry.wire.requests import unpack_text
@@ -28,6 +28,16 @@ class SlotView:
     release: str
     manifest: str
     runs: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ComponentView:
+    """One model beside the device's own, or the agent itself, as the device last said."""
+
+    name: str
+    release: str
+    state: str
+    note: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +94,7 @@ class DevicePage:
     facts: tuple[tuple[str, str], ...]
     vitals: tuple[tuple[str, str], ...]
     slots: tuple[SlotView, ...]
+    components: tuple[ComponentView, ...]
     requests: tuple[RequestView, ...]
 
 
@@ -106,6 +117,7 @@ def device_page(session: Session, name: str, *, now: datetime) -> DevicePage | N
         facts=_facts(device, said),
         vitals=_vitals(said),
         slots=_slots(said),
+        components=_components(said),
         requests=tuple(_request(row, now=now) for row in requests.listed(session, name, limit=RECENT_REQUESTS)),
     )
 
@@ -177,6 +189,23 @@ def _slots(said: Mapping[str, Any]) -> tuple[SlotView, ...]:
         for name, slot in sorted(_mapping(said.get("slots")).items())
         if isinstance(slot, dict)
     )
+
+
+def _components(said: Mapping[str, Any]) -> tuple[ComponentView, ...]:
+    return tuple(
+        ComponentView(
+            name=name,
+            release=str(each.get("release") or ""),
+            state=_word(each),
+            note=str(each.get("last_error") or ""),
+        )
+        for name, each in components_of(said).items()
+    )
+
+
+def _word(said: Mapping[str, Any]) -> str:
+    state, runs = str(said.get("state") or "").replace("_", " "), str(said.get("runs") or "")
+    return f"{state}, {runs}" if runs and runs != "none" else state
 
 
 def _request(row: DeviceRequest, *, now: datetime) -> RequestView:

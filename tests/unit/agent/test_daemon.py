@@ -1,5 +1,6 @@
 """The daemon's conversation: what is heard is durable before the broker hears so, and nothing said wrong is final."""
 
+import socket
 import subprocess
 import sys
 import threading
@@ -16,9 +17,11 @@ from agent.deployment.fit import check_room
 from agent.identity.folder import Identity, StateFolder
 from agent.link.connection import Connection
 from agent.link.session import Heard
+from agent.local.serving import SOCKET_NAME
 from agent.trust.assignment import Inbox
 from agent.trust.metadata import RetainedMetadata
 from skerry.errors import Broken, Unavailable
+from skerry.local.post import connect
 from skerry.wire import codec, topics
 from skerry.wire.enrolment import Anchor
 
@@ -40,6 +43,20 @@ def daemon(tmp_path: Path) -> Daemon:
     folder = StateFolder(tmp_path)
     folder.keep(IDENTITY, anchor=codec.encode(ANCHOR), key=b"", certificate="", broker_ca="")
     return Daemon(folder, Config())
+
+
+def test_a_port_that_another_program_has_costs_no_more_than_the_port(daemon: Daemon, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        daemon._config = Config(serve=f"127.0.0.1:{taken.getsockname()[1]}")
+        daemon._start_serving()
+    try:
+        with connect(tmp_path / SOCKET_NAME, timeout_s=10) as client:
+            client.sendall(b"GET /v2/health/live HTTP/1.0\r\n\r\n")
+            assert client.recv(1000).startswith(b"HTTP/1.1 200 OK")
+    finally:
+        assert daemon._face is not None
+        daemon._face.stop()
+    assert "choose another port" in daemon._problem()
 
 
 def test_an_assignment_that_the_disk_refused_is_kept_before_it_is_settled(
@@ -127,8 +144,21 @@ def test_an_index_that_says_nothing_is_asked_for_again(index: bytes) -> None:
         source.fetch("image", "2.root.json", limit=1000)
 
 
-def test_a_daemon_holds_in_memory_what_it_uses() -> None:
-    needless = ("asyncio", "http.server", "numpy", "statistics", "tomllib", "zipfile")
-    program = f"import sys, agent.__main__, agent.daemon; sys.exit(' '.join({{*{needless}}} & {{*sys.modules}}) or 0)"
-    done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True)
+HELD_BY_NO_DAEMON = (
+    *("asyncio", "calendar", "http.server", "inspect", "ipaddress", "numpy", "pickle", "shutil", "statistics"),
+    *("sysconfig", "tempfile", "tomllib", "traceback", "urllib.request", "uuid", "zipfile"),
+)
+HELD_BY_NO_WORKER = (
+    *("_hashlib", "csv", "ipaddress", "logging", "pickle", "platform", "random", "ssl", "subprocess", "zipfile"),
+)
+
+
+@pytest.mark.parametrize(
+    ("program", "needless"),
+    [("agent.__main__, agent.daemon", HELD_BY_NO_DAEMON), ("agent.inference.worker, numpy", HELD_BY_NO_WORKER)],
+)
+def test_a_process_holds_in_memory_what_it_uses(program: str, needless: tuple[str, ...]) -> None:
+    loaded = "{name for name, module in sys.modules.items() if hasattr(module, '__file__')}"
+    code = f"import sys, {program}; sys.exit(' '.join({{*{needless}}} & {loaded}) or 0)"
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")

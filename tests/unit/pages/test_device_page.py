@@ -91,6 +91,23 @@ def test_what_an_older_agent_does_not_say_is_not_shown(
     assert device_page(session, "auk", now=now) is None
 
 
+def test_components_are_shown_with_what_they_run(
+    session: Session, now: datetime, add_device: Callable[..., Device]
+) -> None:
+    lamps = {"state": "rolling_back", "release": "lamps-1", "last_error": "too slow <b>", "runs": "up"}
+    add_device("gull", components={"lamps": lamps, "agent": {"state": "idle"}, "odd": 3})
+
+    view = device_page(session, "gull", now=now)
+    page = html(session, "gull", now)
+
+    assert view is not None
+    shown = [(each.name, each.release, each.state, each.note) for each in view.components]
+    assert shown == [("agent", "", "idle", ""), ("lamps", "lamps-1", "rolling back, up", "too slow <b>")]
+    assert "too slow &lt;b&gt;" in page
+    add_device("auk")
+    assert 'id="components"' not in html(session, "auk", now)
+
+
 def test_alarms_of_the_device_and_of_the_keys_come_first(
     session: Session, now: datetime, add_device: Callable[..., Device], monkeypatch: pytest.MonkeyPatch
 ) -> None:
