@@ -1,35 +1,25 @@
-"""The fleet's drift, recomputed on the server from the counts that devices sent: findings, and the evidence by now.
+"""The fleet's drift, recomputed on the server from the counts that devices sent: read, decided, and looked at by now.
 
 A device is compared with its own first windows under an artifact, then `skerry.drift` decides over all devices that run
 the same model version; of a device with several components, each speaks for its own model. `tick` is called once in a
 while; it reads only windows that are new, and spends at most a fifth of one core on decisions. All that is kept in
 memory can be rebuilt from the database, and is, after a restart.
-
-Two rules keep a changing world from looking like many broken devices. A local flag becomes a finding only when at least
-half of the other devices that are online have sent two more windows and the flag still stands: a change that comes to
-all is seen on one of them first. And once the world has changed for a version, no more local findings are made on it:
-its baselines are history, and a new version is the answer.
 """
 
 import json
 import logging
-import math
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime
 from typing import TYPE_CHECKING
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from control_plane import components
+from control_plane import components, drift_evidence, drift_findings
 from control_plane.builds import find_build
+from control_plane.drift_evidence import Decision, View
 from control_plane.drift_tracks import Artifact, Counted, Track, Version, shared, worst_severity
-from control_plane.events import record
-from control_plane.schema.devices import Device
-from control_plane.schema.telemetry import Finding, OutboxMark, Window
+from control_plane.schema.telemetry import OutboxMark, Window
 from skerry import drift
 from skerry.errors import SkerryError
 
@@ -38,61 +28,8 @@ if TYPE_CHECKING:
 
 BATCH = 500
 READING_S = 0.5
-CONFIRMING_WINDOWS = 2
 SHARE_OF_A_CORE = 0.2
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceDrift:
-    """One device's evidence under what it runs. `state`: commissioning, quiet, watch or alarm, by its latest windows.
-
-    `log_e` is a natural logarithm, `severity` PSI_adj of the most changed scalar over the last windows against the
-    device's own baseline, `loudest` the names of the scalars that speak loudest, `unlike_training` those which
-    never looked like the training data.
-    """
-
-    device: str
-    model: str
-    version: int
-    state: str
-    windows: int
-    last_window: int
-    event_time: float
-    log_e: float = 0.0
-    severity: float = 0.0
-    flagged: bool = False
-    loudest: tuple[str, ...] = ()
-    unlike_training: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class FleetDrift:
-    """The decision over all devices of one model version; `log_e` is a natural logarithm."""
-
-    model: str
-    version: int
-    devices: int
-    world_changed: bool
-    log_e: float
-    severity: float
-    route: str
-    local_flags: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """The evidence by now, devices by name."""
-
-    devices: tuple[DeviceDrift, ...] = ()
-    fleets: tuple[FleetDrift, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class _Decision:
-    verdict: drift.FleetVerdict
-    names: tuple[str, ...]
-    severities: dict[str, float]
 
 
 class _Fleet:
@@ -108,7 +45,7 @@ class _Fleet:
         self._current: dict[tuple[str, str], Track] = {}
         self._beside: frozenset[tuple[str, str]] = frozenset()
         self._ahead: dict[tuple[str, str, str], tuple[int, int]] = {}
-        self._decisions: dict[Version, _Decision] = {}
+        self._decisions: dict[Version, Decision] = {}
         self._stale: set[Version] = set()
         self._not_before = 0.0
 
@@ -223,53 +160,28 @@ class _Fleet:
             if windows and common.names:
                 verdict = drift.decide(windows, horizon=common.horizon, pairs=common.pairs)
                 severities = {told.device: worst_severity(told) for told in windows}
-                self._decisions[version] = _Decision(verdict, common.names, severities)
+                self._decisions[version] = Decision(verdict, common.names, severities)
         self.view = self._look()
         for version in sorted(stale & set(self._decisions)):
-            self._conclude(plane, version, self._decisions[version])
+            drift_findings.conclude(plane, version, self._decisions[version], self._running(version))
 
     def _running(self, version: Version) -> list[Track]:
         """The devices whose latest window is of that version: who has moved on speaks for another one."""
         tracks = [track for track in self._current.values() if track.artifact.version == version]
         return sorted(tracks, key=lambda track: track.device)
 
-    def _conclude(self, plane: "Plane", version: Version, decision: _Decision) -> None:
-        tracks = {track.device: track for track in self._running(version)}
-        flags = decision.verdict.local_flags
-        for device, track in tracks.items():
-            if device not in flags:
-                track.others_at_flag = None
-        if not flags and not decision.verdict.world_changed:
-            return
-        with plane.readers() as session:
-            known = select(Finding).where(Finding.model == version[0], Finding.version == version[1])
-            found = {(row.kind, row.device) for row in session.scalars(known)}
-            online = set(session.scalars(select(Device.name).where(Device.online, Device.name.in_(tracks))))
-        findings: list[Finding] = []
-        now = plane.clock()
-        if ("world", "") in found:
-            return
-        if decision.verdict.world_changed:
-            findings.append(_world_finding(version, decision.verdict, list(tracks.values()), now))
-        else:
-            findings += [
-                _local_finding(version, decision, tracks[device], now)
-                for device in flags
-                if ("local", device) not in found and _is_confirmed(tracks[device], tracks, online)
-            ]
-        if findings:
-            with plane.sessions.begin() as session:
-                for finding in findings:
-                    _write(session, finding)
-
     def _look(self) -> View:
         versions = sorted({track.artifact.version for track in self._current.values()})
         devices = [
-            _device_drift(track, self._decisions.get(version))
+            drift_evidence.of_device(track, self._decisions.get(version))
             for version in versions
             for track in self._running(version)
         ]
-        fleets = [_fleet_drift(version, self._decisions[version]) for version in versions if version in self._decisions]
+        fleets = [
+            drift_evidence.of_version(version, self._decisions[version])
+            for version in versions
+            if version in self._decisions
+        ]
         return View(tuple(sorted(devices, key=lambda one: (one.device, one.model))), tuple(fleets))
 
 
@@ -290,16 +202,6 @@ def view(plane: "Plane") -> View:
 def _fleet(plane: "Plane") -> _Fleet:
     with _fleets_lock:
         return _fleets.setdefault(str(plane.home.path), _Fleet())
-
-
-def _is_confirmed(track: Track, tracks: Mapping[str, Track], online: set[str]) -> bool:
-    """Say whether enough of the other devices have reported since the flag came up, while it stood."""
-    others = {device: other.windows for device, other in tracks.items() if device != track.device}
-    if track.others_at_flag is None:
-        track.others_at_flag = others
-    asked = [device for device in others if device in online] or list(others)
-    heard = [device for device in asked if others[device] - track.others_at_flag.get(device, 0) >= CONFIRMING_WINDOWS]
-    return 2 * len(heard) >= len(asked)
 
 
 def _is_ahead(session: Session, row: Window) -> bool:
@@ -323,100 +225,3 @@ def _from_database(session: Session, row: Window, artifact: Artifact, *, until: 
 
 def _counted(row: Window) -> Counted:
     return Counted(row.number, row.end, tuple(tuple(table) for table in row.tables))
-
-
-def _device_drift(track: Track, decision: _Decision | None) -> DeviceDrift:
-    verdicts = {one.device: one for one in decision.verdict.devices} if decision else {}
-    verdict = verdicts.get(track.device)
-    seen = DeviceDrift(
-        device=track.device,
-        model=track.artifact.version[0],
-        version=track.artifact.version[1],
-        state="commissioning" if track.commissioned is None else "quiet",
-        windows=track.windows,
-        last_window=track.number,
-        event_time=track.event_time,
-        unlike_training=track.unlike_training,
-    )
-    if decision is None or verdict is None:
-        return seen
-    order = sorted(range(len(decision.names)), key=lambda index: -verdict.per_scalar[index])
-    status = "alarm" if verdict.own >= drift.ALARM else "watch" if verdict.own >= drift.WATCH else "quiet"
-    return replace(
-        seen,
-        state=status,
-        log_e=verdict.own,
-        severity=decision.severities[track.device],
-        flagged=verdict.flagged,
-        loudest=tuple(decision.names[index] for index in order[:3]) if status != "quiet" else (),
-    )
-
-
-def _fleet_drift(version: Version, decision: _Decision) -> FleetDrift:
-    verdict = decision.verdict
-    return FleetDrift(
-        model=version[0],
-        version=version[1],
-        devices=len(verdict.devices),
-        world_changed=verdict.world_changed,
-        log_e=verdict.log_e_world,
-        severity=verdict.severity,
-        route=str(verdict.route or ""),
-        local_flags=verdict.local_flags,
-    )
-
-
-def _local_finding(version: Version, decision: _Decision, track: Track, now: datetime) -> Finding:
-    own = next(one for one in decision.verdict.devices if one.device == track.device)
-    return Finding(
-        kind="local",
-        device=track.device,
-        model=version[0],
-        version=version[1],
-        log_e=own.own,
-        severity=decision.severities[track.device],
-        event_time=track.event_time,
-        window=track.number,
-        detail={"local_log_e": own.local, "windows": {track.device: track.number}},
-        found_at=now,
-    )
-
-
-def _world_finding(version: Version, verdict: drift.FleetVerdict, tracks: Sequence[Track], now: datetime) -> Finding:
-    return Finding(
-        kind="world",
-        device="",
-        model=version[0],
-        version=version[1],
-        log_e=verdict.log_e_world,
-        severity=verdict.severity,
-        event_time=max(track.event_time for track in tracks),
-        window=max(track.number for track in tracks),
-        detail={
-            "route": str(verdict.route),
-            "severity_lower": verdict.severity_lower,
-            "changed": [one.device for one in verdict.devices if one.changed],
-            "windows": {track.device: track.number for track in tracks},
-        },
-        found_at=now,
-    )
-
-
-def _write(session: Session, finding: Finding) -> None:
-    session.add(finding)
-    what = f"{finding.model} {finding.version}, evidence 10^{finding.log_e / math.log(10):.0f}"
-    what += f", severity {finding.severity:.2f}"
-    local = f"{finding.device} has changed and the others have not ({what}): look at this device"
-    world = f"the world has changed ({what}): collect labels and retrain"
-    record(
-        session,
-        "drift",
-        finding.device or finding.model,
-        local if finding.kind == "local" else world,
-        finding=finding.kind,
-        model=finding.model,
-        version=finding.version,
-        log_e=finding.log_e,
-        severity=finding.severity,
-        window=finding.window,
-    )

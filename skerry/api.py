@@ -7,7 +7,7 @@ import contextlib
 import ssl
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import httpx
 
@@ -109,3 +109,8 @@ def _problem(answer: httpx.Response) -> str:
     except ValueError:
         return ""
     return str(problem.get("detail") or problem.get("title") or "") if isinstance(problem, dict) else ""
+
+
+def segment(name: str) -> str:
+    """One segment of a path, whatever is in the name: bytes of the command line that are no text name nothing."""
+    return quote(name, safe="", errors="replace")

@@ -7,14 +7,14 @@ line; a server that is not there, too slow or failing is `Unavailable`. Needs `p
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from urllib.parse import quote
 
-from skerry.api import Api, Json
+from skerry.api import Json, segment
 from skerry.delivery import bundle
 from skerry.errors import Rejected, Unavailable
+from skerry.sample_client import SamplesApi
 
 
-class Client(Api):
+class Client(SamplesApi):
     """Talk to one control plane.
 
     Args:
@@ -52,7 +52,7 @@ class Client(Api):
 
     def next_online_key(self, role: str) -> dict[str, Json]:
         """Make the next online key of a role (snapshot, timestamp, director); return its public half."""
-        return self._object("POST", f"/v1/trust/online-keys/{_segment(role)}")
+        return self._object("POST", f"/v1/trust/online-keys/{segment(role)}")
 
     def follow_roots(self, *, image_root: str = "", director_root: str = "", targets: str = "") -> dict[str, Json]:
         """Hand in signed next roots, and the published targets where they were signed by new keys."""
@@ -61,11 +61,11 @@ class Client(Api):
 
     def grant(self, model: str, *, days: int = 30) -> dict[str, Json]:
         """Stage a grant to sign a model's releases online; return what is to be signed offline."""
-        return self._object("POST", f"/v1/trust/grants/{_segment(model)}", json={"days": days})
+        return self._object("POST", f"/v1/trust/grants/{segment(model)}", json={"days": days})
 
     def withdraw_grant(self, model: str) -> dict[str, Json]:
         """Stage the end of a model's grant; return what is to be signed offline."""
-        return self._object("DELETE", f"/v1/trust/grants/{_segment(model)}")
+        return self._object("DELETE", f"/v1/trust/grants/{segment(model)}")
 
     def renew_targets(self) -> dict[str, Json]:
         """Stage the published targets with a new expiry; return what is to be signed offline."""
@@ -73,7 +73,7 @@ class Client(Api):
 
     def sign_staged(self, kind: str, name: str, *, keyid: str, sig: str) -> dict[str, Json]:
         """Add one signature to a staged grant, withdrawal or renewal; the one that meets the threshold publishes it."""
-        path = f"/v1/trust/staged/{_segment(kind)}/{_segment(name)}/signatures"
+        path = f"/v1/trust/staged/{segment(kind)}/{segment(name)}/signatures"
         return self._object("POST", path, json={"keyid": keyid, "sig": sig})
 
     # -- data, models, builds --
@@ -84,7 +84,7 @@ class Client(Api):
 
     def add_data(self, dataset: str, npz: bytes, *, role: str = "train") -> dict[str, Json]:
         """Add a part to a data set; `role` is train or gate."""
-        path = f"/v1/datasets/{_segment(dataset)}/parts"
+        path = f"/v1/datasets/{segment(dataset)}/parts"
         return self._object("POST", path, params={"role": role}, content=npz)
 
     def datasets(self) -> list[Json]:
@@ -94,7 +94,7 @@ class Client(Api):
     def train(self, model: str, *, dataset: str, recipe: Mapping[str, Json]) -> dict[str, Json]:
         """Start training; return the job."""
         body = {"dataset": dataset, "recipe": dict(recipe)}
-        return self._object("POST", f"/v1/models/{_segment(model)}/train", json=body)
+        return self._object("POST", f"/v1/models/{segment(model)}/train", json=body)
 
     def import_model(
         self, model: str, file: bytes, samples: bytes, *, options: Mapping[str, Json] | None = None, dataset: str = ""
@@ -113,13 +113,13 @@ class Client(Api):
         members = {"model": file, "samples": samples, "options": json.dumps(dict(options or {})).encode()}
         body = pack({name: np.frombuffer(data, dtype=np.uint8) for name, data in members.items()})
         asked = {"dataset": dataset} if dataset else {}
-        return self._object("POST", f"/v1/models/{_segment(model)}/import", params=asked, content=body)
+        return self._object("POST", f"/v1/models/{segment(model)}/import", params=asked, content=body)
 
     def compile(
         self, model: str, version: int, *, profiles: Sequence[str], budget_s: float | None = None
     ) -> dict[str, Json]:
         """Start compiling for the profiles, within `budget_s` seconds for each of them; return the job."""
-        path = f"/v1/models/{_segment(model)}/versions/{version}/compile"
+        path = f"/v1/models/{segment(model)}/versions/{version}/compile"
         body: dict[str, Json] = {"profiles": list(profiles)}
         if budget_s is not None:
             body["budget_s"] = budget_s
@@ -160,7 +160,7 @@ class Client(Api):
 
     def model(self, model: str, version: int) -> dict[str, Json]:
         """Return one model version with its metrics and builds."""
-        return self._object("GET", f"/v1/models/{_segment(model)}/versions/{version}")
+        return self._object("GET", f"/v1/models/{segment(model)}/versions/{version}")
 
     def add_agent_version(self, wheels: bytes, *, profiles: Sequence[str], version: int = 0) -> dict[str, Json]:
         """Keep a zip file of wheels as the next version of the agent itself, or for more profiles of `version`."""
@@ -179,48 +179,37 @@ class Client(Api):
 
     def release(self, name: str) -> dict[str, Json]:
         """Return one release."""
-        return self._object("GET", f"/v1/releases/{_segment(name)}")
+        return self._object("GET", f"/v1/releases/{segment(name)}")
 
     def release_payload(self, name: str) -> bytes:
         """Return the bytes that the targets keys sign to approve a release."""
-        return self._send("GET", f"/v1/releases/{_segment(name)}/payload").content
+        return self._send("GET", f"/v1/releases/{segment(name)}/payload").content
 
     def add_signature(self, name: str, *, keyid: str, sig: str) -> dict[str, Json]:
         """Add one signature to a staged release; it goes live when the threshold is met."""
-        path = f"/v1/releases/{_segment(name)}/signatures"
+        path = f"/v1/releases/{segment(name)}/signatures"
         return self._object("POST", path, json={"keyid": keyid, "sig": sig})
 
     def release_approval(self, name: str) -> dict[str, Json]:
         """Return what of a release waits for signatures, as a file that can be signed without a network."""
-        return self._object("GET", f"/v1/releases/{_segment(name)}/approval")
+        return self._object("GET", f"/v1/releases/{segment(name)}/approval")
 
     def revoke_release(self, name: str) -> dict[str, Json]:
         """Stage the revocation of a release, to be signed like one."""
-        return self._object("POST", f"/v1/releases/{_segment(name)}/revoke")
+        return self._object("POST", f"/v1/releases/{segment(name)}/revoke")
 
     def release_document(self, name: str, *, profile: str, kind: str) -> dict[str, Json]:
         """Return a document of a build as JSON: its bill of materials (`bom`) or its `provenance`."""
-        path = f"/v1/releases/{_segment(name)}/documents/{_segment(profile)}/{_segment(kind)}"
+        path = f"/v1/releases/{segment(name)}/documents/{segment(profile)}/{segment(kind)}"
         return self._object("GET", path)
 
     def model_policy(self, model: str) -> dict[str, Json]:
         """Return who signs the releases of a model."""
-        return self._object("GET", f"/v1/models/{_segment(model)}/policy")
+        return self._object("GET", f"/v1/models/{segment(model)}/policy")
 
     def set_model_policy(self, model: str, policy: str) -> dict[str, Json]:
         """Let the releases of a model be signed by the offline keys (`manual`) or online at once (`automatic`)."""
-        return self._object("PUT", f"/v1/models/{_segment(model)}/policy", json={"policy": policy})
-
-    def model_samples(self, model: str) -> dict[str, Json]:
-        """Return which inputs of a model its next release lets leave devices."""
-        return self._object("GET", f"/v1/models/{_segment(model)}/samples")
-
-    def set_model_samples(
-        self, model: str, *, rows_per_window: int = 0, inputs: Sequence[str] = (), max_bytes: int = 0
-    ) -> dict[str, Json]:
-        """Let so many rows of a window leave devices, with these inputs, from the model's next release on; or none."""
-        body: dict[str, Json] = {"rows_per_window": rows_per_window, "inputs": list(inputs), "max_bytes": max_bytes}
-        return self._object("PUT", f"/v1/models/{_segment(model)}/samples", json=body)
+        return self._object("PUT", f"/v1/models/{segment(model)}/policy", json={"policy": policy})
 
     def create_rollout(self, release: str, waves: Sequence[Mapping[str, Json]]) -> dict[str, Json]:
         """Start a rollout; each wave has a name and one of devices, share or rest."""
@@ -272,11 +261,11 @@ class Client(Api):
 
     def accept(self, device: str) -> dict[str, Json]:
         """Enrol a device that waits."""
-        return self._object("POST", f"/v1/claims/{_segment(device)}/accept")
+        return self._object("POST", f"/v1/claims/{segment(device)}/accept")
 
     def reject(self, device: str) -> dict[str, Json]:
         """Turn a device that waits away."""
-        return self._object("POST", f"/v1/claims/{_segment(device)}/reject")
+        return self._object("POST", f"/v1/claims/{segment(device)}/reject")
 
     def create_device(self, name: str, *, profile: str, group: str = "default") -> dict[str, Json]:
         """Name a device that is installed from a file."""
@@ -284,19 +273,19 @@ class Client(Api):
 
     def add_component(self, device: str, model: str) -> dict[str, Json]:
         """Let a device run a model beside what it runs; releases of that model go there from then on."""
-        return self._object("POST", f"/v1/devices/{_segment(device)}/components", json={"model": model})
+        return self._object("POST", f"/v1/devices/{segment(device)}/components", json={"model": model})
 
     def remove_component(self, device: str, name: str) -> dict[str, Json]:
         """Take a model away that a device runs beside its own."""
-        return self._object("DELETE", f"/v1/devices/{_segment(device)}/components/{_segment(name)}")
+        return self._object("DELETE", f"/v1/devices/{segment(device)}/components/{segment(name)}")
 
     def revoke(self, device: str) -> dict[str, Json]:
         """End a device's identity at once; return what was done."""
-        return self._object("POST", f"/v1/devices/{_segment(device)}/revoke")
+        return self._object("POST", f"/v1/devices/{segment(device)}/revoke")
 
     def decommission(self, device: str, *, now: bool = False) -> dict[str, Json]:
         """Order a device to wipe itself; with `now`, do not wait for it to say so."""
-        return self._object("POST", f"/v1/devices/{_segment(device)}/decommission", json={"now": now})
+        return self._object("POST", f"/v1/devices/{segment(device)}/decommission", json={"now": now})
 
     def groups(self) -> list[Json]:
         """Return the groups that have a rule or a device."""
@@ -307,52 +296,34 @@ class Client(Api):
     ) -> dict[str, Json]:
         """Set the rules of a group that are given."""
         body = {"approve": approve, "refuse_automatic": refuse_automatic}
-        return self._object("PUT", f"/v1/groups/{_segment(name)}", json=body)
+        return self._object("PUT", f"/v1/groups/{segment(name)}", json=body)
 
     def configure_group(self, name: str, changes: Mapping[str, str]) -> dict[str, Json]:
         """Set keys of the desired configuration of a group's devices; an empty value takes a key away."""
-        return self._object("PUT", f"/v1/groups/{_segment(name)}/config", json={"set": dict(changes)})
+        return self._object("PUT", f"/v1/groups/{segment(name)}/config", json={"set": dict(changes)})
 
     def configure_device(self, name: str, changes: Mapping[str, str]) -> dict[str, Json]:
         """Set keys of the desired configuration of one device, over those of its group."""
-        return self._object("PUT", f"/v1/devices/{_segment(name)}/config", json={"set": dict(changes)})
+        return self._object("PUT", f"/v1/devices/{segment(name)}/config", json={"set": dict(changes)})
 
     def device_config(self, name: str) -> dict[str, Json]:
         """Return what a device is told to keep to, and which version of it the device reports."""
-        return self._object("GET", f"/v1/devices/{_segment(name)}/config")
+        return self._object("GET", f"/v1/devices/{segment(name)}/config")
 
     def ask_device(
         self, name: str, verb: str, *, args: Mapping[str, str] | None = None, expires_s: int = 3600
     ) -> dict[str, Json]:
         """Ask a device for something of its allow-list (`skerry.wire.requests`); return the request with its id."""
         body = {"verb": verb, "args": dict(args or {}), "expires_s": expires_s}
-        return self._object("POST", f"/v1/devices/{_segment(name)}/requests", json=body)
+        return self._object("POST", f"/v1/devices/{segment(name)}/requests", json=body)
 
     def device_requests(self, name: str) -> list[Json]:
         """Return what a device was asked, newest first, without the results."""
-        return self._list("GET", f"/v1/devices/{_segment(name)}/requests")
+        return self._list("GET", f"/v1/devices/{segment(name)}/requests")
 
     def device_request(self, name: str, request: str) -> dict[str, Json]:
         """Return one request to a device, with its result."""
-        return self._object("GET", f"/v1/devices/{_segment(name)}/requests/{_segment(request)}")
-
-    def device_samples(
-        self, name: str, *, model: str = "", version: int | None = None, after: int = -1
-    ) -> Iterator[dict[str, Json]]:
-        """Yield a device's stored samples, page by page, oldest first; tensors are in base64."""
-        asked: dict[str, Json] = {"model": model} | ({} if version is None else {"version": version})
-        while rows := self._list("GET", f"/v1/devices/{_segment(name)}/samples", params={**asked, "after": after}):
-            yield from rows
-            after = rows[-1]["id"]
-
-    def list_samples(self, name: str, *, after: int = -1) -> dict[str, Json]:
-        """Return what is known of up to 1000 of a device's samples without their content, and the limits they have."""
-        return self._object("GET", f"/v1/devices/{_segment(name)}/samples/list", params={"after": after})
-
-    def delete_samples(self, name: str, numbers: Sequence[int] = (), *, every: bool = False) -> dict[str, Json]:
-        """Delete samples of a device for good: those of these numbers, or `every` one."""
-        body = {"numbers": list(numbers), "every": every}
-        return self._object("POST", f"/v1/devices/{_segment(name)}/samples/delete", json=body)
+        return self._object("GET", f"/v1/devices/{segment(name)}/requests/{segment(request)}")
 
     def alarms(self, *, device: str = "", cleared: bool = False) -> list[Json]:
         """Return the alarms of devices that stand, newest first; with `cleared` all of them."""
@@ -368,7 +339,7 @@ class Client(Api):
 
     def device(self, name: str) -> dict[str, Json]:
         """Return one device."""
-        return self._object("GET", f"/v1/devices/{_segment(name)}")
+        return self._object("GET", f"/v1/devices/{segment(name)}")
 
     def windows(self, *, device: str = "", after: int = -1) -> Iterator[dict[str, Json]]:
         """Yield every merged window (without its tables), of one device or of all."""
@@ -391,8 +362,3 @@ class Client(Api):
     def events(self, *, after: int = 0) -> list[Json]:
         """Return the timeline after an event's id."""
         return self._list("GET", "/v1/events", params={"after": after})
-
-
-def _segment(name: str) -> str:
-    """One segment of a path, whatever is in the name: bytes of the command line that are no text name nothing."""
-    return quote(name, safe="", errors="replace")

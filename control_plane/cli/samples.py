@@ -4,7 +4,6 @@ import argparse
 import base64
 import binascii
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -116,8 +115,10 @@ def _export(options: argparse.Namespace, session: Session) -> None:
     if options.most < 1:
         raise Rejected(f"--most: expected 1 or more, got {options.most}")
     with session.client() as client:
-        found = client.device_samples(options.device, model=options.model, version=options.version, after=options.after)
-        rows = list(islice(found, options.most))
+        found = client.device_samples(
+            options.device, model=options.model, version=options.version, after=options.after, most=options.most
+        )
+        rows = list(found)
     if not rows:
         raise Rejected(
             f"{options.device}: expected stored samples, got none; see skerry sample list and skerry model samples"

@@ -8,7 +8,7 @@ from datetime import datetime
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from control_plane.fleet_drift import DeviceDrift, FleetDrift, View
+from control_plane.drift_evidence import DeviceDrift, FleetDrift, View
 from control_plane.pages.charts import ALARM_LOG10, WATCH_LOG10
 from control_plane.pages.views import ago, running_on
 from control_plane.schema.devices import Device

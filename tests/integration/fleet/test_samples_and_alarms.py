@@ -86,6 +86,8 @@ def test_a_devices_samples_are_listed_exported_and_deleted_and_all_but_the_list_
     assert unpack(out.read_bytes(), what="samples")["x"].tolist() == [[number] * 4 for number in (1, 2, 3)]
     assert stat.S_IMODE(out.stat().st_mode) == 0o600
 
+    assert run("sample", "export", "gull", "--out", str(out), "--after", "1", "--most", "1")[0] == 0
+
     code, shown, _ = run("sample", "delete", "gull", "1", "3")
     assert (code, shown.partition(";")[0]) == (0, "gull: 2 samples of 8 bytes are deleted")
     code, shown, _ = run("--json", "sample", "delete", "gull", "--all")
@@ -99,6 +101,7 @@ def test_a_devices_samples_are_listed_exported_and_deleted_and_all_but_the_list_
     said = [each["data"] for each in audited(gull, "samples") if each["subject"] == "gull"]
     assert [(each["action"], each["numbers"]) for each in said] == [
         ("read", [1, 2, 3]),
+        ("read", [2]),
         ("deleted", [1, 3]),
         ("deleted", [2, 4]),
     ]

@@ -112,7 +112,7 @@ def histories(draw: st.DrawFn) -> list[Said]:
     return arrives
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(histories())
 def test_one_device_raises_no_alarm_whatever_befell_it(history: list[Said]) -> None:
     for shore in open_shore():
@@ -141,7 +141,7 @@ def test_what_is_said_again_and_again_is_no_alarm(shore: Shore) -> None:
 paces = st.lists(st.integers(1, 4), min_size=2 * MOST_RETURNS + 3, max_size=2 * MOST_RETURNS + 8)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=10)
 @given(paces, st.lists(st.tuples(st.integers(0, 200), st.integers(0, 200)), max_size=20), st.integers(2, 3))
 def test_two_or_more_that_go_on_raise_one_alarm_at_whatever_pace(
     runs: list[int], again: list[tuple[int, int]], devices: int

@@ -15,6 +15,7 @@ from control_plane.sample_retention import MB, Deleted, erase, keep
 from control_plane.schema.devices import Device
 from control_plane.schema.telemetry import OutboxMark, Sample, Window
 from control_plane.schema.work import Event
+from control_plane.settings import Settings
 from skerry.errors import Rejected
 from skerry.wire.sample import Sample as Said
 from skerry.wire.sample import encode_sample
@@ -188,3 +189,24 @@ def test_samples_go_with_a_decommissioned_device_and_stay_of_a_revoked_one_and_w
     assert plane.blobs.exists(blob) == bool(left)
     with plane.readers() as session:
         assert session.scalars(select(Window.device)).all() == ["gull"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "line"),
+    [
+        ({"sample_days": 0}, "sample_days: expected 1 to 3650, got 0"),
+        ({"sample_days": 4000}, "sample_days: expected 1 to 3650, got 4000"),
+        ({"sample_device_mb": 0}, "sample_device_mb: expected 1 to "),
+        ({"sample_fleet_mb": -1}, "sample_fleet_mb: expected 1 to "),
+    ],
+)
+def test_limits_that_would_keep_nothing_or_for_ever_are_refused(wrong: dict[str, Any], line: str) -> None:
+    with pytest.raises(Rejected, match=line):
+        Settings(project="watch", **wrong)
+
+
+def test_names_that_no_blob_has_are_no_matter_to_a_deletion(plane: Plane) -> None:
+    kept = plane.blobs.put(b"kept")
+    plane.blobs.delete(["0" * 64, "", "../skerry.db"])
+    assert plane.blobs.exists(kept)
+    assert plane.home.database.exists()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from sqlalchemy.orm import Session
 
-from control_plane.fleet_drift import DeviceDrift, FleetDrift, View
+from control_plane.drift_evidence import DeviceDrift, FleetDrift, View
 from control_plane.pages.build_matrix import build_matrix, size
 from control_plane.pages.drift_views import drift
 from control_plane.pages.views import ago, fleet, rollouts, timeline
