@@ -10,6 +10,7 @@ doctor   say in plain words what is wrong with this device, and who should act
 
 import argparse
 import contextlib
+import io
 import json
 import logging
 import os
@@ -24,9 +25,9 @@ from typing import Any
 
 from agent.config import read_config
 from agent.identity.folder import StateFolder
-from agent.upkeep.launcher import MANIFEST_VARIABLE, RESTART
+from agent.upkeep.launcher import MANIFEST_VARIABLE, RESTART, Parser
 from agent.upkeep.launcher import main as launch
-from agent.upkeep.logs import FORMATS, TEXT, log_to_stderr
+from agent.upkeep.logs import FORMATS, JSON, TEXT, log_to_stderr
 from skerry import __version__
 from skerry.errors import Broken, Rejected, SkerryError, Unavailable
 
@@ -37,6 +38,9 @@ EXIT_CODES = {Rejected: 2, Unavailable: 3, Broken: 4}
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; errors are one line on stderr and an exit status by who must act."""
     options = _parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # as on standard error: a path that this locale cannot write is written with escapes
+        sys.stdout.reconfigure(errors="backslashreplace")
     device = _device(options.state)
     log_to_stderr(verbose=options.verbose, form=options.log_format, environment=os.environ, device=device)
     # what a device keeps is for its owner alone: keys, and what was observed
@@ -45,15 +49,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return verbs[options.verb](options)
     except SkerryError as error:
-        print(f"skerry-agent: {error}", file=sys.stderr)
+        _end(f"{error}", form=options.log_format)
         return next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1)
     except OSError as error:
-        print(f"skerry-agent: {error.filename}: {error.strerror}; check its permissions and the disk", file=sys.stderr)
+        _end(f"{error.filename}: {error.strerror}; check its permissions and the disk", form=options.log_format)
         return EXIT_CODES[Broken]
     except KeyboardInterrupt:
         return 130
     finally:
         os.umask(umask)
+
+
+def _end(problem: str, *, form: str) -> None:
+    if form == JSON:
+        logging.getLogger("skerry.agent").error("%s", problem)
+    else:
+        print(f"skerry-agent: {problem}", file=sys.stderr)
 
 
 def _init(options: argparse.Namespace) -> int:
@@ -62,7 +73,7 @@ def _init(options: argparse.Namespace) -> int:
 
     identity = enrol(
         # other users see the arguments of a process, and a claim token is in the join string
-        sys.stdin.readline(4096).strip() if options.join == "-" else options.join,
+        _from_stdin() if options.join == "-" else options.join,
         profile=options.profile,
         folder=options.state,
         runtime=options.runtime,
@@ -76,6 +87,11 @@ def _init(options: argparse.Namespace) -> int:
     simulated = ", simulated" if identity.simulated else ""
     print(f"enrolled as {identity.who} ({identity.profile}, {identity.runtime}{simulated}) in {options.state}")
     return 0
+
+
+def _from_stdin() -> str:
+    # a program that was started with its standard input closed has none
+    return sys.stdin.readline(4096).strip() if sys.stdin is not None else ""
 
 
 def _request(options: argparse.Namespace) -> int:
@@ -213,7 +229,7 @@ def _device(state: Path) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="skerry-agent", description="The program on the device.")
+    parser = Parser(prog="skerry-agent", description="The program on the device.")
     parser.add_argument("--version", action="version", version=f"skerry-agent {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 

@@ -14,6 +14,8 @@ from skerry.wire.manifest import MAX_SAMPLE_BYTES, MAX_SAMPLE_ROWS
 from skerry.wire.requests import VERBS
 
 DEFAULT = "default"
+MOST_S = 7 * 86400.0
+"""Longer than anybody waits, and shorter than what a lock of the platform can wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +97,7 @@ class Config:
         for name in ("rate", "event_step_s", "serve_keep_bytes", "resume_bytes_s", "sample_rows", "sample_bytes"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
-        times = ("report_every_s", "ack_timeout_s", "fetch_timeout_s", "retry_s", "retry_most_s", "infer_timeout_s")
-        for name in ("save_rows", *times):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}: expected more than 0, got {getattr(self, name)}")
+        self._check_times()
         self._check_link()
         if self.metadata not in ROADS:
             raise ValueError(f"metadata: expected one of {', '.join(ROADS)}, got {self.metadata!r}")
@@ -113,6 +112,15 @@ class Config:
             raise ValueError(f"window_rows: expected 0 or more, got {self.window_rows}")
         if self.quota_bytes < 512 * 1024:
             raise ValueError(f"quota_bytes: expected at least {512 * 1024}, got {self.quota_bytes}")
+
+    def _check_times(self) -> None:
+        times = ("report_every_s", "ack_timeout_s", "fetch_timeout_s", "retry_s", "retry_most_s", "infer_timeout_s")
+        for name in ("save_rows", *times):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}: expected more than 0, got {getattr(self, name)}")
+        most = max(times, key=self.__getattribute__)
+        if getattr(self, most) > MOST_S:
+            raise ValueError(f"{most}: expected at most {MOST_S:g} s, got {getattr(self, most):g}")
 
     def _check_link(self) -> None:
         if not 15 <= self.keep_alive_s <= 1200:
@@ -133,14 +141,28 @@ def read_config(folder: Path, options: dict[str, Any]) -> Config:
         import tomllib  # half a megabyte that a device without such a file does not need
 
         try:
-            tree = tomllib.loads(path.read_text())
+            # some editors begin a file with the mark of its byte order
+            tree = tomllib.loads(path.read_text(encoding="utf-8-sig"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise Rejected(f"{path}: expected TOML, got: {error}") from error
-        unknown = sorted(tree.keys() - set(Config.__slots__))
-        if unknown:
-            raise Rejected(f"{path}: expected settings among {', '.join(Config.__slots__)}, got {', '.join(unknown)}")
-    config = codec.from_tree(Config, tree)
+        _check_settings(tree, Config, where=f"{path}")
+        budgets = tree.get("budgets")
+        for name, budget in budgets.items() if isinstance(budgets, dict) else ():
+            _check_settings(budget, Budget, where=f"{path}: budgets.{name}")
+    try:
+        config = codec.from_tree(Config, tree)
+    except Rejected as error:
+        # whoever wrote the file knows nothing of a class
+        problem = str(error).removeprefix("Config").lstrip(".: ")
+        raise Rejected(f"{path}: {problem}") from error
     try:
         return replace(config, **{name: value for name, value in options.items() if value is not None})
     except ValueError as error:
         raise Rejected(f"options: {error}") from error
+
+
+def _check_settings(tree: Any, kind: type[Config | Budget], *, where: str) -> None:
+    known = kind.__slots__
+    unknown = sorted(tree.keys() - set(known)) if isinstance(tree, dict) else []
+    if unknown:
+        raise Rejected(f"{where}: expected settings that there are, got {', '.join(unknown)}; try {', '.join(known)}")

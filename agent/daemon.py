@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 
 from agent.config import Config
-from agent.deployment.lifecycle import settled
 from agent.fetching.desired import DesiredFile
 from agent.identity.errand import Tokens
 from agent.identity.folder import StateFolder
@@ -159,20 +158,10 @@ class Daemon:
             journal=self._journal,
             state=self._disk.folder,
             stopping=self._stopping,
-            restart=self._restart_model,
+            restart=self.units.restart,
             windows=self._outbox,
             publish=lambda outbox: self._link.publish("outbox", codec.encode(outbox)),
         )
-
-    def _restart_model(self) -> str:
-        """End what runs the committed model and load that anew; the open window goes on."""
-        state = self._main.runner.state
-        if not settled(state):
-            raise Rejected(f"expected no deployment under way, got one that is {state.phase}; ask again later")
-        if not state.good.manifest:
-            raise Rejected("expected a committed model, got none")
-        self._main.engine.restart()
-        return state.good.release
 
     def _leave(self) -> None:
         """This device was told to wipe itself: that is kept before all else, and done when all threads have ended."""
@@ -242,10 +231,11 @@ class Daemon:
     def _start_serving(self) -> None:
         """Let programs on this device ask the model; where that cannot be, the device is there for its fleet."""
         try:
-            self._face = open_face(self._ground, self.units)
+            self._face, self._face_problem = open_face(self._ground, self.units)
         except Broken as error:
             self._face_problem = str(error)
-            _log.error("%s", error)
+        if self._face_problem:
+            _log.error("%s", self._face_problem)
 
     def _listen(self) -> None:
         """Handle what was heard: make it durable, then tell the broker that it arrived.
@@ -314,18 +304,15 @@ class Daemon:
             stalled=delivery.stalled,
             components=self.units.reported(),
         )
-        word = engine.word
-        runs = "down" if word == "none" and state.good.manifest else word
-        return self._twin.complete(
-            reported, runs=runs, crashes=engine.crashes, refusal=self._disk.problem or self._refusal
-        )
+        refusal = self._disk.problem or self._refusal
+        return self._twin.complete(reported, runs=main.runs, crashes=engine.crashes, refusal=refusal)
 
     def _status(self) -> str:
         """Return how it is, in a line for the service manager."""
         good = self._main.runner.state.good.release
         link = "connected" if self._link.connected else "not connected"
         runs = f"{good} is committed" if good else "nothing is committed"
-        return f"{link}, {runs}; {self._problem() or 'all is well'}"
+        return f"{link}, {runs}; {self._problem() or self.units.problem or 'all is well'}"
 
     def _problem(self) -> str:
         renewal = self._renewal.problem if self._renewal else ""

@@ -168,32 +168,37 @@ def make_requests(ground: Ground, link: Link, verbs: Mapping[str, Verb]) -> Requ
     )
 
 
-def open_face(ground: Ground, models: Models) -> Face | None:
-    """Let programs on this device ask the models, at the first place that takes a socket; None where that is off.
+def open_face(ground: Ground, models: Models) -> tuple[Face | None, str]:
+    """Let programs on this device ask the models, at the first place that takes a socket; return what is wrong, too.
 
-    Where none does, a port of loopback is better than nothing.
+    A port that another program has is no reason to be without the socket; and where none can be, the port is better
+    than nothing.
 
     Raises:
-        Broken: there is none, or it is taken.
+        Broken: there is neither.
     """
     config = ground.config
     if config.serve == "off":
-        return None
+        return None, ""
     port = parse_serve(config.serve)
-    places: tuple[Path | None, ...] = socket_places(ground.disk.folder)
+    ways: list[tuple[Path | None, int | None]] = [
+        (place, wanted)
+        for place in socket_places(ground.disk.folder)
+        for wanted in ((port, None) if port is not None else (None,))
+    ]
     refused: list[Broken] = []
-    for place in (*places, None) if port is not None else places:
+    for place, wanted in [*ways, (None, port)] if port is not None else ways:
         if place is not None:
             # what cannot be made takes no socket either
             with suppress(OSError):
                 place.parent.mkdir(mode=0o710, exist_ok=True)
         face = Face(models, keep_bytes=config.serve_keep_bytes)
         try:
-            face.start(place, port=port)
+            face.start(place, port=wanted)
         except Broken as error:
             refused.append(error)
             continue
-        if refused:
+        if refused and place != ways[0][0]:
             _log.warning("%s; listening on %s instead", refused[0], place or f"127.0.0.1:{port} alone")
-        return face
+        return face, str(refused[-1]) if wanted != port else ""
     raise refused[0]

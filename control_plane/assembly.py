@@ -6,7 +6,20 @@ from collections.abc import Iterator
 from fastapi import APIRouter
 
 from control_plane import fleet_drift, replacements, rollouts
-from control_plane.api import agent, bundles, configuration, datasets, devices, drift, events, jobs, models, releases
+from control_plane.api import (
+    agent,
+    alarms,
+    bundles,
+    configuration,
+    datasets,
+    devices,
+    drift,
+    events,
+    jobs,
+    models,
+    releases,
+    samples,
+)
 from control_plane.api import requests as request_routes
 from control_plane.api import rollouts as rollout_routes
 from control_plane.background import Duties
@@ -19,7 +32,7 @@ from control_plane.plane import Plane
 
 def routers() -> list[APIRouter]:
     """Return the routers of the fleet's nouns and of the pages."""
-    fleet = (rollout_routes, devices, configuration, request_routes, drift, events)
+    fleet = (rollout_routes, devices, samples, alarms, configuration, request_routes, drift, events)
     modules = (datasets, bundles, models, agent, jobs, releases, *fleet, pages)
     return [module.router for module in modules]
 

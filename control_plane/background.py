@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from control_plane import crl, publication, publisher, rotation, trust_status
+from control_plane import clones, crl, publication, publisher, rotation, sample_retention, trust_status
 from control_plane.broker import EmbeddedBroker
 from control_plane.link import Handler, Link
 from control_plane.plane import Plane
@@ -48,6 +48,8 @@ async def in_background(plane: Plane, duties: Duties, broker: EmbeddedBroker | N
                 tasks.create_task(_every(plane, RENEW_S, publisher.renew), name="renewal"),
                 tasks.create_task(_every(plane, RENEW_S, trust_status.sound), name="alarms"),
                 tasks.create_task(_every(plane, RENEW_S, rotation.tidy), name="old keys"),
+                tasks.create_task(_every(plane, RENEW_S, sample_retention.keep), name="old samples"),
+                tasks.create_task(_every(plane, RENEW_S, clones.settle), name="clones"),
                 tasks.create_task(_every(plane, BROKER_S, crl.keep), name="broker"),
             ]
             yield

@@ -5,7 +5,7 @@ from sqlalchemy.orm import Session
 
 from control_plane import director, events
 from control_plane.builds import find_build
-from control_plane.components import TOO_OLD, running
+from control_plane.components import TOO_OLD, is_too_old, running
 from control_plane.plane import Plane
 from control_plane.refusals import Conflict, Unknown
 from control_plane.schema.devices import Device, DeviceComponent
@@ -34,7 +34,7 @@ def add(plane: Plane, session: Session, device: str, model: str) -> DeviceCompon
         raise Unknown(f"component: expected a model of `skerry model list`, got {model!r}")
     if session.get(DeviceComponent, (device, model)) is not None:
         raise Conflict(f"{device}: expected no component {model} yet, got one")
-    if row.reported.get("components") is None:
+    if is_too_old(row, model):
         raise Conflict(f"{device}: expected an agent that has said that it runs several models, got none; {TOO_OLD}")
     count = session.scalar(select(func.count()).where(DeviceComponent.device == device, DeviceComponent.name != AGENT))
     # the unnamed one and the agent are always there

@@ -28,6 +28,12 @@ def of_device(session: Session, device: str) -> list[DeviceComponent]:
     return list(session.scalars(rows))
 
 
+def named(session: Session) -> frozenset[tuple[str, str]]:
+    """Return the named components of all devices, as pairs of a device and a name."""
+    rows = session.execute(select(DeviceComponent.device, DeviceComponent.name))
+    return frozenset((device, name) for device, name in rows)
+
+
 def component_for(session: Session, device: str, model: str) -> str:
     """Return the component of a device that the releases of a model go to: empty for the unnamed one."""
     return model if model == AGENT or session.get(DeviceComponent, (device, model)) is not None else ""
@@ -37,6 +43,14 @@ def beside(session: Session, model: str) -> frozenset[str]:
     """Return the devices that have a component for a model: all of them for the agent."""
     rows = select(DeviceComponent.device).where(DeviceComponent.name == model)
     return frozenset(session.scalars(select(Device.name) if model == AGENT else rows))
+
+
+def is_too_old(device: Device, component: str) -> bool:
+    """Say whether a device's agent knows of one model alone, as far as it has said.
+
+    One that was never heard of is installed from files by whoever added the component, and taken to know several.
+    """
+    return device.reported.get("components") is None and (component == AGENT or bool(device.reported))
 
 
 def running(session: Session, device: Device, component: str) -> str:

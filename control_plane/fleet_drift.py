@@ -1,8 +1,9 @@
 """The fleet's drift, recomputed on the server from the counts that devices sent: findings, and the evidence by now.
 
 A device is compared with its own first windows under an artifact, then `skerry.drift` decides over all devices that run
-the same model version. `tick` is called once in a while; it reads only windows that are new, and spends at most a fifth
-of one core on decisions. All that is kept in memory can be rebuilt from the database, and is, after a restart.
+the same model version; of a device with several components, each speaks for its own model. `tick` is called once in a
+while; it reads only windows that are new, and spends at most a fifth of one core on decisions. All that is kept in
+memory can be rebuilt from the database, and is, after a restart.
 
 Two rules keep a changing world from looking like many broken devices. A local flag becomes a finding only when at least
 half of the other devices that are online have sent two more windows and the flag still stands: a change that comes to
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from control_plane import components
 from control_plane.builds import find_build
 from control_plane.drift_tracks import Artifact, Counted, Track, Version, shared, worst_severity
 from control_plane.events import record
@@ -102,7 +104,9 @@ class _Fleet:
         self._last = 0
         self._artifacts: dict[str, Artifact] = {}
         self._tracks: dict[tuple[str, str], Track] = {}
-        self._current: dict[str, Track] = {}
+        # by device and component
+        self._current: dict[tuple[str, str], Track] = {}
+        self._beside: frozenset[tuple[str, str]] = frozenset()
         self._ahead: dict[tuple[str, str, str], tuple[int, int]] = {}
         self._decisions: dict[Version, _Decision] = {}
         self._stale: set[Version] = set()
@@ -130,6 +134,7 @@ class _Fleet:
         until = time.monotonic() + READING_S
         while True:
             with plane.readers() as session:
+                self._follow_components(session)
                 query = select(Window).where(Window.id > self._last).order_by(Window.id).limit(BATCH)
                 rows = session.scalars(query).all()
                 for row in rows:
@@ -141,6 +146,17 @@ class _Fleet:
                 return merged, True
             if time.monotonic() >= until or plane.stopping.is_set():
                 return merged, False
+
+    def _follow_components(self, session: Session) -> None:
+        """Know which models run beside a device's own; what was taken away speaks for its version no more."""
+        self._beside = components.named(session)
+        for key in [key for key in self._current if key[1] and key not in self._beside]:
+            self._stale.add(self._current.pop(key).artifact.version)
+
+    def _place(self, device: str, artifact: Artifact) -> tuple[str, str]:
+        """Return the device and which of its components an artifact runs in."""
+        named = (device, artifact.version[0])
+        return named if named in self._beside else (device, "")
 
     def _add(self, plane: "Plane", session: Session, row: Window) -> None:
         artifact = self._artifact(plane, session, row.manifest)
@@ -163,7 +179,7 @@ class _Fleet:
         except drift.Rejected as refusal:
             _log.warning("drift: window %s of %s is left out: %s", row.number, row.device, refusal)
             return
-        self._tracks[key] = self._current[row.device] = track
+        self._tracks[key] = self._current[self._place(row.device, artifact)] = track
         self._stale.add(artifact.version)
 
     def _join_what_was_ahead(self, plane: "Plane") -> None:
@@ -178,7 +194,7 @@ class _Fleet:
                     continue
                 del self._ahead[hole]
                 track = _from_database(session, row, artifact, until=self._last)
-                self._tracks[row.device, row.manifest] = self._current[row.device] = track
+                self._tracks[row.device, row.manifest] = self._current[self._place(row.device, artifact)] = track
                 self._stale.add(artifact.version)
 
     def _artifact(self, plane: "Plane", session: Session, manifest: str) -> Artifact | None:
@@ -254,7 +270,7 @@ class _Fleet:
             for track in self._running(version)
         ]
         fleets = [_fleet_drift(version, self._decisions[version]) for version in versions if version in self._decisions]
-        return View(tuple(sorted(devices, key=lambda one: one.device)), tuple(fleets))
+        return View(tuple(sorted(devices, key=lambda one: (one.device, one.model))), tuple(fleets))
 
 
 _fleets: dict[str, _Fleet] = {}

@@ -38,7 +38,7 @@ from skerry.delivery import bundle
 from skerry.errors import Rejected
 from skerry.wire import codec
 from skerry.wire.enrolment import Enrolled, EnrolRequest
-from skerry.wire.messages import Assign
+from skerry.wire.messages import AGENT, Assign
 
 WAVE = "offline"
 MAX_DAYS = 90
@@ -52,7 +52,8 @@ def create(plane: Plane, file: BinaryIO, *, device: str, release: str, request: 
 
     Raises:
         Unknown: there is no such device or release.
-        Conflict: the device has no key to seal to, or another one than the request's; or the release is not live.
+        Conflict: the device has no key to seal to, or another one than the request's; or the release is not live, or a
+            version of the agent.
         Rejected: the request is none, or does not fit the device; or the device cannot take the release.
     """
     if not 1 <= days <= MAX_DAYS:
@@ -69,8 +70,8 @@ def create(plane: Plane, file: BinaryIO, *, device: str, release: str, request: 
         image_repository.stamp(session, plane.signers, now=began)
     if request:
         revocation.spread(plane, device, since=began)
-    _roll_out(plane, device=device, release=release)
-    members = _sign(plane, device, release=release, enrolled=enrolled, days=days)
+    component = _roll_out(plane, device=device, release=release)
+    members = _sign(plane, device, component, release=release, enrolled=enrolled, days=days)
     publisher.publish_metadata(plane)
     publisher.publish_assignment(plane, device)
     bundle.write_bundle(file, members)
@@ -101,31 +102,37 @@ def _admit(plane: Plane, session: Session, row: Device, request: EnrolRequest) -
     return enrolment.answer(plane, session, row, profile, certificate=certificate)
 
 
-def _roll_out(plane: Plane, *, device: str, release: str) -> None:
-    """Assign the release, unless it is assigned already by a rollout that the operator made."""
+def _roll_out(plane: Plane, *, device: str, release: str) -> str:
+    """Assign the release, unless it is assigned already by a rollout that the operator made; return its component."""
     now = plane.clock()
     with plane.sessions.begin() as session:
         row = session.get(Release, release)
-        if row is not None and components.component_for(session, device, row.model):
-            raise Conflict(f"{release}: expected a release of {device}'s one model, got one that runs beside it")
-        for number in _open_offline(session, device):
+        if row is not None and row.model == AGENT:
+            raise Conflict(
+                f"{release}: expected a release of a model, got one of the agent, which is tried where it reaches "
+                "the server; install the agent itself by pip or its package"
+            )
+        component = components.component_for(session, device, row.model) if row is not None else ""
+        for number in _open_offline(session, device, component):
             rollouts.cancel(session, number, now=now)
         if _is_assigned(session, device, release):
-            return
+            return component
         wave = WaveRequest(name=WAVE, devices=(device,))
         number = rollouts.create(session, release=release, waves=[wave], now=now).id
     # the bundle carries the files themselves: it waits for no deltas
     rollouts.reconcile(plane, now, at_once=number)
+    return component
 
 
-def _open_offline(session: Session, device: str) -> list[int]:
-    """The open rollouts that earlier bundles of the device made: a rollout of one device in one wave of that name."""
+def _open_offline(session: Session, device: str, component: str) -> list[int]:
+    """The open rollouts that earlier bundles for the component made: of one device in one wave of that name."""
     alone = select(Deployment.rollout).group_by(Deployment.rollout).having(func.count() == 1)
     rows = (
         select(Rollout.id)
         .join(Wave, Wave.rollout == Rollout.id)
         .join(Deployment, Deployment.rollout == Rollout.id)
-        .where(Rollout.state.in_(rollouts.OPEN), Wave.name == WAVE, Deployment.device == device)
+        .where(Rollout.state.in_(rollouts.OPEN), Wave.name == WAVE)
+        .where(Deployment.device == device, Deployment.component == component)
         .where(Rollout.id.in_(alone))
     )
     return list(session.scalars(rows))
@@ -141,26 +148,27 @@ def _is_assigned(session: Session, device: str, release: str) -> bool:
     return session.scalars(rows).first() is not None
 
 
-def _sign(plane: Plane, device: str, *, release: str, enrolled: bytes, days: int) -> dict[str, bytes]:
+def _sign(plane: Plane, device: str, component: str, *, release: str, enrolled: bytes, days: int) -> dict[str, bytes]:
     """Sign what the bundle carries, and return its members."""
     now = plane.clock()
     with plane.sessions.begin() as session:
-        terms, target = director.terms_of(session, device)
+        terms, target = director.terms_of(session, device, component)
         if terms.release != release:
             raise Conflict(
                 f"{release}: expected it to be assigned to {device}, got {terms.release}; it runs it already"
             )
         until = _end(session, now + timedelta(days=days))
-        header = codec.encode(_header(plane, device, release=release, now=now, until=until))
+        header = codec.encode(_header(plane, device, component, release=release, now=now, until=until))
         proof = hashlib.sha256(header + enrolled).hexdigest() if enrolled else ""
         bound = replace(terms, enrolled=proof)
         director.assign(plane, session, device=device, terms=bound, target=target.path, offline=True)
 
         members = _image(plane, session, until=until)
         members[bundle.ASSIGN] = codec.encode(_director(plane, session, device, until=until))
-        content = director.terms_of(session, device)[0].content
+        content = director.terms_of(session, device, component)[0].content
         text = f"{device}: {release} was written to an offline bundle, good until {until:%Y-%m-%d}"
-        record(session, "deployment", device, text, deployment=terms.deployment, release=release)
+        told = {"deployment": terms.deployment, "release": release, "component": component}
+        record(session, "deployment", device, text, **told)
     assert content is not None  # noqa: S101 -- the director has just filled it in
     members |= {f"blob/{sha256}": plane.blobs.get(sha256) for sha256 in content.files.values()}
     members |= {bundle.HEADER: header, bundle.ANCHOR: plane.home.anchor.read_bytes()}
@@ -173,7 +181,9 @@ def _end(session: Session, wanted: datetime) -> datetime:
     return min(wanted, *(signed.expires for signed in offline)).replace(microsecond=0)
 
 
-def _header(plane: Plane, device: str, *, release: str, now: datetime, until: datetime) -> bundle.Header:
+def _header(
+    plane: Plane, device: str, component: str, *, release: str, now: datetime, until: datetime
+) -> bundle.Header:
     return bundle.Header(
         project=plane.settings.project,
         device=device,
@@ -181,6 +191,7 @@ def _header(plane: Plane, device: str, *, release: str, now: datetime, until: da
         created=f"{now:%Y-%m-%dT%H:%M:%SZ}",
         expires=f"{until:%Y-%m-%dT%H:%M:%SZ}",
         server=plane.settings.url,
+        component=component,
     )
 
 

@@ -15,9 +15,18 @@ from typing import TYPE_CHECKING
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from control_plane import evidence, samples
+from control_plane import clones, evidence, samples
 from control_plane.events import record
-from control_plane.outbox_mark import MAX_SEQUENCE, as_ranges, fresh, from_json, is_new, take, to_json
+from control_plane.outbox_mark import (
+    BATCHES_IN_FLIGHT,
+    MAX_SEQUENCE,
+    as_ranges,
+    fresh,
+    from_json,
+    is_new,
+    take,
+    to_json,
+)
 from control_plane.schema.devices import Device
 from control_plane.schema.releases import Deployment
 from control_plane.schema.telemetry import Gap, OutboxMark, Sample, Window
@@ -28,8 +37,6 @@ from skerry.wire.batch import decode_batch
 if TYPE_CHECKING:
     from control_plane.plane import Plane
 
-# how many batches a device may have on their way; a fleet that comes back fills the queue of `control_plane.link` less
-BATCHES_IN_FLIGHT = 8
 MAX_CONFLICTS_SHOWN = 100
 # of the kinds whose rows keep no CRC, the newest few entries' are kept with the mark
 MAX_RECENT = 64
@@ -47,6 +54,7 @@ def take_outbox(plane: "Plane", session: Session, device: Device, payload: bytes
 
     mark = from_json(row.up_to, row.beyond)
     conflicts: list[int] = []
+    merged = row.merged
     for entry in outbox.entries:
         new = is_new(mark, entry.sequence)
         last = _last_number(entry)
@@ -60,6 +68,8 @@ def take_outbox(plane: "Plane", session: Session, device: Device, payload: bytes
         else:
             row.repeated += 1
     row.up_to, row.beyond = mark.up_to, to_json(mark)
+    if row.merged > merged:
+        clones.heard(session, row, now=now)
     return _answer(row, outbox, conflicts)
 
 
@@ -76,6 +86,9 @@ def _mark_of(session: Session, device: str, epoch: str, now: datetime) -> Outbox
             conflicts=0,
             conflict=0,
             recent={},
+            samples_deleted=0,
+            turn=0,
+            returns=0,
             first_seen=now,
         )
         session.add(row)

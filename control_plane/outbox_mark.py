@@ -16,6 +16,8 @@ from typing import Any
 
 from skerry.errors import Rejected
 
+# how many batches a device may have on their way; a fleet that comes back fills the queue of `control_plane.link` less
+BATCHES_IN_FLIGHT = 8
 # what a device has said goes back to few batches: each of them leaves one range, or few
 MAX_RANGES = 1024
 MAX_SEQUENCE = 1 << 62

@@ -15,13 +15,13 @@ from typing import Any
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
-from control_plane import events
+from control_plane import components, events
 from control_plane.plane import Plane
 from control_plane.refusals import Conflict, TooMany, Unknown
 from control_plane.schema.devices import Device, DeviceRequest
 from skerry.errors import Rejected
 from skerry.wire import codec, topics
-from skerry.wire.messages import Answer, Request
+from skerry.wire.messages import AGENT, Answer, Request
 from skerry.wire.requests import check_request
 
 DEFAULT_EXPIRES_S = 3600
@@ -52,7 +52,7 @@ def ask(
 
     Raises:
         Unknown: there is no such device.
-        Conflict: it is not enrolled, so nothing would reach it.
+        Conflict: it is not enrolled, so nothing would reach it; or it has no such component.
         TooMany: so many wait for it already.
         Rejected: it cannot be asked for that.
     """
@@ -62,6 +62,10 @@ def ask(
     if row.state not in ("enrolled", "decommissioning"):
         raise Conflict(f"{device}: expected an enrolled device, got one that is {row.state}")
     checked = check_request(verb, args)
+    if name := checked.get("component"):
+        known = [each.name for each in components.of_device(session, device) if each.name != AGENT]
+        if name not in known:
+            raise Conflict(f"{device}: expected one of its components ({', '.join(known) or 'none'}), got {name!r:.80}")
     if not MIN_EXPIRES_S <= expires_s <= MAX_EXPIRES_S:
         raise Rejected(f"expires_s: expected {MIN_EXPIRES_S} to {MAX_EXPIRES_S} seconds, got {expires_s}")
     now = plane.clock()

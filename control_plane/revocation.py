@@ -10,7 +10,7 @@ from datetime import datetime
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from control_plane import crl, director, events
+from control_plane import alarms, crl, director, events
 from control_plane.authority import Issued
 from control_plane.plane import Plane
 from control_plane.refusals import Conflict, Unknown
@@ -113,6 +113,7 @@ def make_way(plane: Plane, session: Session, device: Device, issued: Issued) -> 
     now = plane.clock()
     end_credentials(session, device.name, now=now)
     note_issued(session, device, issued, now=now)
+    alarms.clear_all(session, device.name, "the device has a new key, and no other certificate is good", now=now)
     try:
         present = director.assignments(session, device.name).values()
         if present and all(target.path != director.DECOMMISSION for _, target in present):
@@ -161,6 +162,7 @@ def _end(session: Session, device: Device, *, state: str, now: datetime) -> int:
     count = end_credentials(session, device.name, now=now)
     session.execute(delete(PendingClaim).where(PendingClaim.device == device.name))
     director.withdraw(session, device.name)
+    alarms.clear_all(session, device.name, f"the device is {state}", now=now)
     device.state, device.online = state, False
     return count
 

@@ -307,7 +307,7 @@ def _candidates(session: Session, release: Release, manifests: dict[str, str]) -
     for device in devices:
         component = release.model if device.name in beside else ""
         obstacle = _obstacle(device, manifests, in_rollout.get((device.name, component)), refusing)
-        if component and not obstacle and device.reported.get("components") is None:
+        if component and not obstacle and components.is_too_old(device, component):
             obstacle = components.TOO_OLD
         found.append(Candidate(device.name, device.profile, obstacle))
     return found

@@ -1,6 +1,7 @@
-"""Samples of inputs, taken in: stored where the signed manifest of their artifact allows them, quarantined otherwise.
+"""Samples of inputs, taken in and handed out: stored where the signed manifest of their artifact allows them.
 
-Quarantined means counted with the reason and not kept: what may not leave a device may not lie here either.
+All others are quarantined, that is counted with the reason and not kept: what may not leave a device may not lie here
+either. Who reads samples is written down before they are handed out; `control_plane.sample_retention` deletes them.
 """
 
 import base64
@@ -62,14 +63,56 @@ def counts(session: Session) -> dict[tuple[str, str], tuple[int, int]]:
 
 
 def page(
-    plane: "Plane", session: Session, device: str, *, manifests: Iterable[str], after: int, limit: int
+    plane: "Plane", device: str, *, manifests: Iterable[str], after: int, limit: int, by: str
 ) -> list[dict[str, Any]]:
-    """Return stored samples of a device as JSON, with the tensors as base64: those of these manifests, by id."""
+    """Return stored samples of a device as JSON, with the tensors as base64: those of these manifests, by id.
+
+    That `by` reads them is in the timeline first: what cannot be audited is not handed out.
+    """
     query = select(Sample).where(Sample.device == device, Sample.blob != "", Sample.id > after)
     query = query.where(Sample.manifest.in_(list(manifests))).order_by(Sample.id).limit(min(limit, PAGE_ROWS))
-    rows = session.scalars(query).all()
-    specs = {each: _specs(plane, session, each) for each in {row.manifest for row in rows}}
-    return [_tree(row, decode_sample(plane.blobs.get(row.blob)), specs[row.manifest]) for row in rows]
+    with plane.readers() as session:
+        # one that is being deleted has a row for some moments longer than its bytes
+        rows = [row for row in session.scalars(query) if plane.blobs.exists(row.blob)]
+        specs = {each: _specs(plane, session, each) for each in {row.manifest for row in rows}}
+    found = [_tree(row, decode_sample(plane.blobs.get(row.blob)), specs[row.manifest]) for row in rows]
+    if found:
+        numbers = [row.id for row in rows]
+        text = f"{by} read {len(found)} samples of {device}, numbers {numbers[0]} to {numbers[-1]}"
+        with plane.sessions.begin() as session:
+            record(session, "samples", device, text, action="read", by=by, numbers=numbers)
+    return found
+
+
+def listed(session: Session, device: str, *, after: int, limit: int) -> list[dict[str, Any]]:
+    """Return what is known of a device's samples without their content, by id."""
+    query = select(Sample).where(Sample.device == device, Sample.id > after).order_by(Sample.id).limit(limit)
+    return [
+        {
+            "id": row.id,
+            "manifest": row.manifest,
+            "window": row.window,
+            "size_bytes": row.size_bytes,
+            "taken_at": row.taken_at.isoformat(),
+            "state": "stored" if row.blob else "quarantined",
+            "reason": row.reason,
+        }
+        for row in session.scalars(query)
+    ]
+
+
+def account(session: Session, device: str) -> dict[str, int]:
+    """Return how many samples of a device are stored, with their bytes, were quarantined, and are deleted by now."""
+    stored, size_bytes, every = session.execute(
+        select(
+            func.count().filter(Sample.blob != ""),
+            func.coalesce(func.sum(Sample.size_bytes).filter(Sample.blob != ""), 0),
+            func.count(),
+        ).where(Sample.device == device)
+    ).one()
+    deleted = select(func.coalesce(func.sum(OutboxMark.samples_deleted), 0)).where(OutboxMark.device == device)
+    counted = {"stored": stored, "size_bytes": size_bytes, "quarantined": every - stored}
+    return {**counted, "deleted": session.scalars(deleted).one()}
 
 
 def _specs(plane: "Plane", session: Session, manifest: str) -> dict[str, TensorSpec]:

@@ -20,6 +20,8 @@ MAX_PROJECT = 32
 # a device renews over the network, on a machine that may be busy
 MIN_CERTIFICATE_LIFE_S = 30
 MAX_CERTIFICATE_LIFE_S = 365 * 86400
+MAX_SAMPLE_DAYS = 3650
+MAX_MB = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,8 @@ class Settings:
     `over_budget` = `refuse` a release that it has no room for is refused, with `https` its devices fetch it over HTTPS
     alone. Above `https_above_mb` megabytes times devices of a rollout HTTPS is the first road.
     `upload_limit_bytes` caps the body of a request.
+    Samples of inputs are kept for `sample_days`, and of a device and of all together so many megabytes at most: the
+    oldest go first (`control_plane.sample_retention`).
     """
 
     project: str
@@ -58,6 +62,9 @@ class Settings:
     over_budget: str = "refuse"
     https_above_mb: int = 100_000
     upload_limit_bytes: int = 256 << 20
+    sample_days: int = 90
+    sample_device_mb: int = 64
+    sample_fleet_mb: int = 4096
 
     def __post_init__(self) -> None:
         check_name(self.project, "project")
@@ -73,6 +80,9 @@ class Settings:
         if self.broker != EMBEDDED:
             _check_broker(self.broker, "broker")
         self._check_delivery()
+        for name, most in (("sample_days", MAX_SAMPLE_DAYS), ("sample_device_mb", MAX_MB), ("sample_fleet_mb", MAX_MB)):
+            if not 1 <= getattr(self, name) <= most:
+                raise Rejected(f"{name}: expected 1 to {most}, got {getattr(self, name)}")
         if self.crl_url and urlsplit(self.crl_url).scheme not in ("http", "https"):
             raise Rejected(f"crl_url: expected http://..., got {self.crl_url!r}")
         if self.broker_advertised:

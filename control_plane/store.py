@@ -4,9 +4,11 @@ A blob is immutable and is verified each time it is read, so whoever holds a dig
 bytes or an error. Pointers to blobs are in the database; this module knows nothing of them.
 """
 
+import contextlib
 import hashlib
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from obstore.exceptions import BaseError
@@ -62,6 +64,22 @@ class Blobs:
         if found != sha256:
             raise Broken(f"blob {sha256}: expected these bytes, got {found}; the disk damaged it, restore a backup")
         return data
+
+    def delete(self, names: Iterable[str]) -> None:
+        """Delete blobs durably, of which some may be gone already; nothing may name them any more.
+
+        Raises:
+            Broken: the folder cannot be written.
+        """
+        try:
+            for sha256 in filter(_SHA256.fullmatch, names):
+                with contextlib.suppress(FileNotFoundError):
+                    self._store.delete(sha256)
+            _sync(self._folder)
+        except (OSError, BaseError) as error:
+            raise Broken(
+                f"blobs: expected {self._folder} to be writable, got {error}; free it or set its rights"
+            ) from error
 
     def part(self, sha256: str, start: int, end: int) -> bytes:
         """Return the bytes of a blob from `start` up to `end`, as they lie on the disk: its reader verifies them.

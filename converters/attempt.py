@@ -164,7 +164,10 @@ class Trial:
         return join_starts(self._parts()) if self.source.stateful else (0,)
 
     def _write(self, precision: str) -> Candidate:
-        spans = {name: float(np.ptp(array)) if array.size else 0.0 for name, array in self.expected.items()}
+        spans = {
+            name: float(np.ptp(array.astype(np.float64))) if array.size else 0.0
+            for name, array in self.expected.items()
+        }
         calibration = dict(self.calibration.inputs)
         return write_candidate(
             self.source, self.profile, precision, calibration=calibration, spans=spans, previous=self.previous

@@ -345,6 +345,23 @@ class Client(Api):
             yield from rows
             after = rows[-1]["id"]
 
+    def list_samples(self, name: str, *, after: int = -1) -> dict[str, Json]:
+        """Return what is known of up to 1000 of a device's samples without their content, and the limits they have."""
+        return self._object("GET", f"/v1/devices/{_segment(name)}/samples/list", params={"after": after})
+
+    def delete_samples(self, name: str, numbers: Sequence[int] = (), *, every: bool = False) -> dict[str, Json]:
+        """Delete samples of a device for good: those of these numbers, or `every` one."""
+        body = {"numbers": list(numbers), "every": every}
+        return self._object("POST", f"/v1/devices/{_segment(name)}/samples/delete", json=body)
+
+    def alarms(self, *, device: str = "", cleared: bool = False) -> list[Json]:
+        """Return the alarms of devices that stand, newest first; with `cleared` all of them."""
+        return self._list("GET", "/v1/alarms", params={"device": device, "cleared": cleared})
+
+    def acknowledge_alarm(self, number: int) -> dict[str, Json]:
+        """Clear an alarm that was seen to."""
+        return self._object("POST", f"/v1/alarms/{number}/acknowledge")
+
     def devices(self) -> list[Json]:
         """Return all devices."""
         return self._list("GET", "/v1/devices")

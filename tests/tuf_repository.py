@@ -83,6 +83,11 @@ class TufRepository:
         """The first root: what an anchor pins."""
         return self.files["1.root.json"]
 
+    def newest(self) -> dict[str, bytes]:
+        """Return timestamp, snapshot and targets as they were published last, by role."""
+        names = ("timestamp", f"{self.snapshot_version}.snapshot", f"{self.targets_version}.targets")
+        return {name.rpartition(".")[2]: self.files[f"{name}.json"] for name in names}
+
     def clone(self) -> "TufRepository":
         """Return another repository with the same keys, which may go its own way."""
         twin = TufRepository.__new__(TufRepository)
@@ -170,3 +175,9 @@ def _bent(signed: Any, fields: dict[str, Any]) -> Any:
     for name, value in fields.items():
         setattr(signed, name, value)
     return signed
+
+
+def published(repository: TufRepository) -> dict[str, str]:
+    """Sign the targets as they are, under the next version; return what an assignment carries, by role."""
+    repository.publish()
+    return {role: data.decode() for role, data in repository.newest().items()}

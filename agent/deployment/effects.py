@@ -93,6 +93,8 @@ class DeviceEffects:
         self.decisions = Decisions(component, inbox=self._inbox, judge=self.judge.decide, slots=slots)
         self._other = place.other
         self.loader = Loader(slots, rest_key_file=config.rest_key_file)
+        # before the engine takes a batch of very many rows for a hang
+        self.loader.batch_s = config.infer_timeout_s / 2
         self._prepared: Running | None = None
         self._measured: dict[str, float] = {}
         self.interrupted: Callable[[], bool] = lambda: False

@@ -5,7 +5,8 @@
 2. On a first install, keep the identity that came along. It is signed too: the assignment holds its hash.
 3. Hand the assignment to the same runner with the same effects; what it says waits in the outbox until there is a link.
 
-There is no input to infer on, so the trial runs on the golden vectors.
+A release of a named component goes into the slots of that one, and the others are left alone. There is no input to
+infer on, so the trial runs on the golden vectors.
 """
 
 import hashlib
@@ -21,7 +22,7 @@ from pathlib import Path
 from agent.config import Config
 from agent.deployment.effects import DeviceEffects
 from agent.deployment.lifecycle import Event, Kind, Phase, State, settled
-from agent.deployment.runner import Runner
+from agent.deployment.runner import Runner, read_state
 from agent.fetching.rest import open_vault
 from agent.fetching.unseal import Unsealer
 from agent.identity.enrol import check_machine
@@ -36,9 +37,9 @@ from agent.inference.trial import Terms as TrialTerms
 from agent.inference.workers import check_answer
 from agent.link.address import parse_broker
 from agent.telling.outbox import OutboxFile
-from agent.trust.assignment import ask_child
+from agent.trust.assignment import Inbox, Mailbox, ask_child
 from agent.trust.metadata import RetainedMetadata, Routed, assigned
-from agent.trust.question import Question, Verdict
+from agent.trust.question import Judgement, Question, Verdict
 from agent.upkeep.recovery import recover
 from skerry.delivery import bundle
 from skerry.delivery.bundle import Bundle, open_bundle
@@ -47,7 +48,7 @@ from skerry.errors import Rejected, Unavailable
 from skerry.runtimes import Found, find_runtime
 from skerry.wire import codec, topics
 from skerry.wire.enrolment import Anchor, Enrolled
-from skerry.wire.messages import DeploymentEvent, Terms
+from skerry.wire.messages import AGENT, DeploymentEvent, Terms
 from skerry.wire.profile import RUNTIMES
 
 TIMEOUT_S = 600.0
@@ -64,6 +65,7 @@ def install(file: Path, folder: StateFolder, *, config: Config, timeout_s: float
         Broken: this machine cannot, or an agent runs on the state folder.
     """
     with closing(open_bundle(file)) as held:
+        component = _component(held)
         new = not folder.is_enrolled
         asked = requested(folder) if new else None
         anchor = _pinned_anchor(held, asked) if asked else folder.anchor_bytes()
@@ -74,8 +76,10 @@ def install(file: Path, folder: StateFolder, *, config: Config, timeout_s: float
             raise Rejected(f"bundle: expected one for {identity.who}, got one for {theirs:.130}; nothing was changed")
 
         refuse = identity.refuse_automatic or config.refuse_automatic
-        verdict = _prove(held, folder, codec.decode(Anchor, anchor), identity, refuse_automatic=refuse)
-        assert verdict.terms is not None  # noqa: S101 -- `_prove` has looked
+        judgement = _judge(held, folder, codec.decode(Anchor, anchor), identity, refuse_automatic=refuse)
+        verdict = judgement.of(component)
+        _check_content(held, verdict, identity, component=component, key_file=folder.credentials.key)
+        assert verdict.terms is not None  # noqa: S101 -- `_check_content` has looked
         if enrolled is not None:
             _check_enrolled(held, enrolled, verdict.terms, key_file=folder.credentials.key)
         if new and enrolled is not None:
@@ -87,8 +91,23 @@ def install(file: Path, folder: StateFolder, *, config: Config, timeout_s: float
                 folder.keep_certificate(enrolled.certificate, broker_ca=enrolled.broker_ca)
             forget_request(folder)
             recover(folder, config)
-            state = _run(held, folder, identity, config=replace(config, metadata="mqtt"), timeout_s=timeout_s)
+            folder.begin((component,) if component else ())
+            config = replace(config, metadata="mqtt")
+            state = _run(held, folder, identity, component, config=config, timeout_s=timeout_s)
+            _spare_others(held.read(bundle.ASSIGN), judgement, folder, besides=component)
     return _told(state, verdict.terms, identity)
+
+
+def _component(held: Bundle) -> str:
+    """Return what of the device the bundle says it is for; the signed terms of that one are all that is believed."""
+    name = held.header.component
+    if name and not topics.is_name(name):
+        raise Rejected(f"bundle: expected a component's name, got {name!r:.80}; create it again")
+    if name == AGENT:
+        raise Rejected(
+            "bundle: expected a release of a model, got one of the agent; install that by pip or its package"
+        )
+    return name
 
 
 def _pinned_anchor(held: Bundle, asked: Requested) -> bytes:
@@ -120,8 +139,10 @@ def _identify(held: Bundle, asked: Requested, enrolled: Enrolled) -> Identity:
     )
 
 
-def _prove(held: Bundle, folder: StateFolder, anchor: Anchor, identity: Identity, *, refuse_automatic: bool) -> Verdict:
-    """Judge the bundle as the network's metadata is judged, and open its manifest; nothing of the device changes."""
+def _judge(
+    held: Bundle, folder: StateFolder, anchor: Anchor, identity: Identity, *, refuse_automatic: bool
+) -> Judgement:
+    """Judge the bundle as the network's metadata is judged; nothing of the device changes."""
     project = anchor.project
     if project != identity.project:
         raise Rejected(f"bundle: expected project {project} as in the anchor, got {identity.project:.80}")
@@ -135,20 +156,24 @@ def _prove(held: Bundle, folder: StateFolder, anchor: Anchor, identity: Identity
             clock=time.time(),
             refuse_automatic=refuse_automatic,
         )
-        verdict = ask_child(question, Routed(image=image, director=assigned(payload))).of("")
+        return ask_child(question, Routed(image=image, director=assigned(payload)))
+
+
+def _check_content(held: Bundle, verdict: Verdict, identity: Identity, *, component: str, key_file: Path) -> None:
+    """Raise `Rejected` unless the bundle brings all that its terms name, and its manifest opens with our key."""
     terms = verdict.terms
     if not verdict.ok or terms is None or terms.content is None or verdict.decommission:
-        reason = verdict.reason or "expected an assignment of a release, got another one"
+        meant = f"a release for {component}" if component else "a release"
+        reason = verdict.reason or f"expected an assignment of {meant}, got another one"
         raise Rejected(f"bundle: {reason}; nothing was changed")
     missing = [name for name, sha256 in terms.content.files.items() if not held.holds(f"blob/{sha256}")]
     if missing or MANIFEST not in terms.content.files:
         raise Rejected(f"bundle: expected all files of {terms.release}, got none of {missing or MANIFEST}")
     sealed = held.fetch_retained([topics.blob(terms.content.files[MANIFEST], 0)], timeout_s=FETCH_S)
-    with Unsealer(terms.content.key, who=identity.who, key_file=folder.credentials.key) as opener:
+    with Unsealer(terms.content.key, who=identity.who, key_file=key_file) as opener:
         opened = [opener.open(each, sha256=verdict.sha256, number=0) for each in sealed.values()]
     if [hashlib.sha256(each or b"").hexdigest() for each in opened] != [verdict.sha256]:
         raise Rejected(f"bundle: expected the manifest of {terms.release}, got other bytes; create it again")
-    return verdict
 
 
 @contextmanager
@@ -179,15 +204,19 @@ def _check_enrolled(held: Bundle, enrolled: Enrolled, terms: Terms, *, key_file:
         raise Rejected("bundle: expected a certificate for the key of this device, got one for another; ask again")
 
 
-def _run(held: Bundle, folder: StateFolder, identity: Identity, *, config: Config, timeout_s: float) -> State:
+def _run(
+    held: Bundle, folder: StateFolder, identity: Identity, component: str, *, config: Config, timeout_s: float
+) -> State:
     """Let the runner work until the deployment is settled; return the state it ends in."""
+    place = folder.component(component)
     with closing(OutboxFile(folder.outbox_file, quota_bytes=config.quota_bytes)) as outbox:
 
         def announce(event: DeploymentEvent) -> None:
-            outbox.put("deployment", codec.encode(event), event_time=outbox.event_clock() or time.time())
+            body = codec.encode(replace(event, component=component))
+            outbox.put("deployment", body, event_time=outbox.event_clock() or time.time())
 
         runner = Runner(
-            folder.lifecycle_file, announce=announce, retry_s=config.retry_s, retry_most_s=config.retry_most_s
+            place.lifecycle_file, announce=announce, retry_s=config.retry_s, retry_most_s=config.retry_most_s
         )
 
         def decided(manifest: str, decision: Decision) -> None:
@@ -197,8 +226,15 @@ def _run(held: Bundle, folder: StateFolder, identity: Identity, *, config: Confi
                 runner.tell(Event(kind, grant=grant, reason=decision.reason))
 
         bench = Bench(on_decision=decided)
-        slots = Slots(folder.slots, open_vault(config.rest_key_file))
-        effects = DeviceEffects(folder=folder, identity=identity, config=config, link=held, engine=bench, slots=slots)
+        effects = DeviceEffects(
+            folder=folder,
+            identity=identity,
+            config=config,
+            link=held,
+            engine=bench,
+            slots=Slots(place.slots, open_vault(config.rest_key_file)),
+            component=component,
+        )
         effects.loader.keep_golden = True
         damage = None
         if runner.state.phase not in (Phase.TRIAL.value, Phase.ROLLING_BACK.value):
@@ -213,6 +249,15 @@ def _run(held: Bundle, folder: StateFolder, identity: Identity, *, config: Confi
         finally:
             effects.close()
             bench.switch(None)
+
+
+def _spare_others(payload: bytes, judgement: Judgement, folder: StateFolder, *, besides: str) -> None:
+    """Note for each other component that the bundle assigns what it has: it need not ask a network about that."""
+    for name in ("", *folder.component_names()):
+        terms, place = judgement.of(name).terms, folder.component(name)
+        grant = read_state(place.lifecycle_file).grant
+        if name != besides and judgement.of(name).ok and terms and grant and terms.deployment == grant.deployment:
+            Inbox(place.path, Mailbox(folder.path)).decided(payload)
 
 
 def _settle(runner: Runner, effects: DeviceEffects, *, timeout_s: float) -> State:

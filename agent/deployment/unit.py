@@ -17,8 +17,9 @@ from dataclasses import dataclass, replace
 from agent.config import Config
 from agent.deployment.decisions import Decisions
 from agent.deployment.effects import DeviceEffects
-from agent.deployment.lifecycle import Effect, Event, Kind, Phase, State, settled
-from agent.deployment.runner import Effects, Runner
+from agent.deployment.lifecycle import Event, Kind, Phase, settled
+from agent.deployment.runner import Runner
+from agent.deployment.turns import InTurn
 from agent.fetching.delivery import Delivery, Key
 from agent.fetching.fetch import Chunks, Retained
 from agent.fetching.pace import OwnersPace
@@ -33,15 +34,12 @@ from agent.trust.judging import Judge
 from agent.upkeep.disk import Disk
 from agent.upkeep.own_update import OwnEffects
 from skerry.delivery.slots import Slots
-from skerry.errors import Rejected, SkerryError, Unavailable
+from skerry.errors import Rejected, SkerryError
 from skerry.wire import codec
 from skerry.wire.evidence import SignedEvidence
 from skerry.wire.messages import Component, DeploymentEvent
 
 _log = logging.getLogger("skerry.agent.unit")
-# what asks the link, or holds a second model in memory
-_IN_TURN = (Effect.DESCRIBE, Effect.FETCH, Effect.PROBE)
-_TURN_S = 0.2
 # how long a version of the agent has to live before its ends are counted from nothing again
 WELL_S = 60.0
 
@@ -157,7 +155,7 @@ class Unit:
         self.dropped.set()
         self._shared.news()
 
-    def _in_turn(self) -> "InTurn":
+    def _in_turn(self) -> InTurn:
         return InTurn(self.effects, self.runner, self._shared.turn)
 
     def _update(self) -> None:
@@ -273,7 +271,23 @@ class ModelUnit(Unit):
 
     def reported(self) -> Component:
         """Return what the twin says of it."""
-        return replace(super().reported(), inferences=self.engine.inferences)
+        return replace(super().reported(), inferences=self.engine.inferences, runs=self.runs)
+
+    @property
+    def runs(self) -> str:
+        """How the model does, in a word: up, restarting, none, or down (none although one was committed)."""
+        word = self.engine.word
+        return "down" if word == "none" and self.runner.state.good.manifest else word
+
+    def restart(self) -> str:
+        """End what runs the committed model and load that anew; the open window goes on. Return the release."""
+        state = self.runner.state
+        if not settled(state):
+            raise Rejected(f"expected no deployment under way, got one that is {state.phase}; ask again later")
+        if not state.good.manifest:
+            raise Rejected("expected a committed model, got none")
+        self.engine.restart()
+        return state.good.release
 
     def _testify(self, evidence: SignedEvidence) -> None:
         self._shared.outbox.put("evidence", codec.encode(evidence), event_time=self.event_time)
@@ -353,48 +367,6 @@ class OwnUnit(Unit):
     def _ask_for_restart(self) -> None:
         self._restart.set()
         self._shared.news()
-
-
-class InTurn:
-    """Effects of which no two units do what takes the network, or a lot of memory, at a time."""
-
-    def __init__(self, effects: Effects, runner: Runner, turn: threading.Lock) -> None:
-        self._effects = effects
-        self._runner = runner
-        self._turn = turn
-
-    def perform(self, effect: Effect, state: State) -> Event | None:
-        """Do it, in its turn; something more urgent is no reason to wait any longer."""
-        if effect not in _IN_TURN:
-            return self._effects.perform(effect, state)
-        while not self._turn.acquire(timeout=_TURN_S):
-            if self._runner.interrupts(self._effects):
-                return Event(Kind.UNAVAILABLE)
-        try:
-            return self._effects.perform(effect, state)
-        finally:
-            self._turn.release()
-
-    def decide(self, state: State) -> Event | None:
-        """Judge the pending assignment, in its turn; who fetches meanwhile is interrupted by the same one."""
-        if not self._turn.acquire(timeout=_TURN_S * 10):
-            raise Unavailable("assignment: expected its turn, got another component that is busy; trying again")
-        try:
-            return self._effects.decide(state)
-        finally:
-            self._turn.release()
-
-    def decided(self) -> None:
-        """Note that the assignment was decided."""
-        self._effects.decided()
-
-    def pending(self) -> bool:
-        """True while an assignment waits for a decision."""
-        return self._effects.pending()
-
-    def measured(self) -> dict[str, float]:
-        """What is known about the artifact under way."""
-        return self._effects.measured()
 
 
 def make_unit(name: str, shared: Shared) -> ModelUnit:

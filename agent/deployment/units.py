@@ -57,8 +57,8 @@ class Units:
 
     @property
     def problem(self) -> str:
-        """What is wrong with the unnamed component; the others say that for themselves."""
-        return self.main.problem
+        """What is wrong with a named component, and with which; empty when nothing is."""
+        return next((f"{name}: {unit.problem}" for name, unit in sorted(self._named.items()) if unit.problem), "")
 
     def start(self) -> None:
         """Start what was committed, then all threads."""
@@ -87,6 +87,18 @@ class Units:
         for unit in self._all():
             unit.runner.nudge()
 
+    def restart(self, name: str) -> str:
+        """End what runs a component's committed model and load that anew; return the release.
+
+        Raises:
+            Rejected: no component of that name runs a model, or it is being brought up to date.
+        """
+        unit = self._named.get(name) if name else self.main
+        if not isinstance(unit, ModelUnit):
+            known = ", ".join(name for name, each in sorted(self._named.items()) if isinstance(each, ModelUnit))
+            raise Rejected(f"expected a component of this device ({known or 'it has none'}), got {name!r:.80}")
+        return unit.restart()
+
     def look(self, *, told: bool) -> None:
         """Open what the director has named, close what it names no more, and judge the version that runs.
 
@@ -114,23 +126,10 @@ class Units:
 
     def _begin(self, judgement: Judgement) -> None:
         """Give each component that is named a folder; called by the judge, before any component hears of it."""
-        folder = self._shared.folder
-        missing = [
-            name
-            for name in judgement.components
-            # an order to wipe begins nothing
-            if name and not judgement.of(name).decommission and not folder.component(name).path.is_dir()
-        ]
-        if not missing:
-            return
-        try:
-            for name in missing:
-                folder.component(name).path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            sync_folder(folder.components)
-            sync_folder(folder.path)
-        except OSError as error:
-            raise Broken(f"{folder.components}: expected to make a folder, got: {error.strerror}") from error
-        self._shared.news()
+        # an order to wipe begins nothing
+        named = [name for name in judgement.components if name and not judgement.of(name).decommission]
+        if self._shared.folder.begin(named):
+            self._shared.news()
 
     def _open(self, name: str) -> None:
         unit = self._make(name)

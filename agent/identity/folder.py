@@ -4,13 +4,14 @@ import errno
 import fcntl
 import os
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
 from agent.link.tls import Credentials
 from skerry.delivery.checked import read_copy, read_either, write_copy
-from skerry.delivery.durable import make_folder, write_durably
+from skerry.delivery.durable import make_folder, sync_folder, write_durably
 from skerry.errors import Broken, Rejected
 from skerry.wire import codec, topics
 from skerry.wire.enrolment import Anchor
@@ -102,6 +103,19 @@ class StateFolder:
         """Return the named components that have a folder; one that is on its way out has none any more."""
         folders = self.components.iterdir() if self.components.is_dir() else ()
         return sorted(each.name for each in folders if each.is_dir() and topics.is_name(each.name))
+
+    def begin(self, names: Iterable[str]) -> bool:
+        """Make the folders of named components that have none, durably; say whether there was one to make."""
+        missing = [self.component(name).path for name in names if not self.component(name).path.is_dir()]
+        try:
+            for path in missing:
+                path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if missing:
+                sync_folder(self.components)
+                sync_folder(self.path)
+        except OSError as error:
+            raise Broken(f"{self.components}: expected to make a folder, got: {error.strerror}") from error
+        return bool(missing)
 
     def identity(self) -> Identity:
         """Return who the device is; raises `Rejected` when it has not been enrolled."""

@@ -305,7 +305,9 @@ class Engine:
                 elif running.digest == self._windows.digest:
                     self._count(rows, answer.sample)
             else:
-                self._note(answer.reason)
+                # a recording has its next row at once, and it may be as bad; lines come when they do
+                is_paced = self._source is not None and self._source.paced
+                self._note(answer.reason, pause_s=TROUBLE_S if is_paced else 0.0)
             if answer.status == Status.AT_FAULT and trial is not None:
                 self._trial, decision = None, Decision(passed=False, reason=self.problem)
         if decision is not None:
@@ -349,6 +351,8 @@ class Engine:
         self._on_trouble(manifest, kind, reason)
 
     def _note(self, problem: str, *, pause_s: float = TROUBLE_S) -> None:
+        if self._stop.is_set():
+            return  # of our own making
         now = time.monotonic()
         # between two troubles a row may go well: the same line is not said again for every one
         if problem != self._said or now - self._said_at > SAY_AGAIN_S:
@@ -359,7 +363,8 @@ class Engine:
 
 
 def _reply(by: Running, answer: Answer) -> Reply:
-    if answer.status == Status.REFUSED:
+    # that an input is no number is its sender's affair
+    if answer.status in (Status.REFUSED, Status.NO_INPUT):
         raise Rejected(answer.reason)
     status, headers = answer.said.get("status"), answer.said.get("headers")
     if answer.status == Status.DONE and isinstance(status, int) and isinstance(headers, dict):

@@ -5,7 +5,6 @@ model's, `Rejected` the sender's. Here, and nowhere else on the device's own sid
 """
 
 import contextlib
-import hashlib
 import json
 import struct
 import time
@@ -14,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from agent.inference.digest import sha256
 from agent.inference.frames import MAX_BODY_BYTES, NO_SAMPLE, Answer, Sampled
 from agent.inference.golden import compare, golden_vectors
 from agent.inference.source import ReplaySource, Sample, read_line
@@ -39,6 +39,10 @@ class AtFault(Exception):
 
 class NoInput(Exception):
     """There was nothing to infer on, or what there was is no number."""
+
+
+class TooManyRows(Rejected):
+    """A batch that would take so long that the daemon took it for a hang."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,6 +78,7 @@ class Model:
         self._session = self._open()
         signature = self._session.signature()
         self._splits = _is_single(signature)
+        self._batch_s = float(given.get("batch_s", "inf"))
         # a model of one row takes any number of them here, one after the other
         self._signature = _opened(signature) if self._splits else signature
         self._codec = Codec(self._signature, name=manifest.model, version=str(manifest.version))
@@ -84,7 +89,7 @@ class Model:
     def _open(self) -> Described:
         data = read_model(self._file)
         entry = self._manifest.file(self._manifest.model_file)
-        if hashlib.sha256(data).hexdigest() != entry.sha256:
+        if sha256(data).hexdigest() != entry.sha256:
             raise Rejected(f"expected {entry.name} as signed, got other bytes; assign it again")
         return self._opening(self._manifest.runtime, data)
 
@@ -93,7 +98,7 @@ class Model:
             return None
         data = Path(file).read_bytes()
         entry = self._manifest.file(self._manifest.golden_file)
-        if hashlib.sha256(data).hexdigest() != entry.sha256:
+        if sha256(data).hexdigest() != entry.sha256:
             raise Rejected(f"expected {entry.name} as signed, got other bytes; assign it again")
         return Golden(*golden_vectors(data, self._manifest))
 
@@ -154,6 +159,8 @@ class Model:
 
         def run(arrays: "Arrays") -> "Arrays":
             nonlocal rows, inputs
+            if self._splits:
+                _check_equally_many(arrays)
             inputs = arrays
             outputs, latency_us = self._timed(arrays)
             # the caller may want to know what the model makes of NaN; nobody counts it
@@ -212,6 +219,8 @@ class Model:
         began = time.perf_counter_ns()
         try:
             outputs = self._run(inputs)
+        except TooManyRows:
+            raise
         except Rejected as error:
             raise _whose_fault(inputs, error) from error
         return outputs, (time.perf_counter_ns() - began) / 1000
@@ -228,7 +237,15 @@ class Model:
             return self._session.run(inputs)
         import numpy as np
 
-        rows = [self._session.run(_slice(inputs, row, count)) for row in range(count)]
+        end = time.monotonic() + self._batch_s
+        rows = []
+        for row in range(count):
+            rows.append(self._session.run(_slice(inputs, row, count)))
+            if time.monotonic() > end:
+                problem = (
+                    f"expected rows for at most {self._batch_s:g} s, got {count}, of which {row + 1} took that long"
+                )
+                raise TooManyRows(f"inputs: {problem}: ask for fewer at once")
         return {name: np.concatenate([each[name] for each in rows]) for name in rows[0]}
 
     @property
@@ -246,9 +263,9 @@ class Model:
         for row in range(count):
             seen = read_seen(self._manifest, _slice(tensors, row, count))
             packed.append(self._pack_row(seen, truth, latency_us / count))
-        # what a huge batch has beyond that goes uncounted
-        most = MAX_ROWS_BYTES // (8 * self._width)
-        return b"".join(packed[:most])
+            if (len(packed) + 1) * len(packed[0]) > MAX_ROWS_BYTES:
+                break  # what a huge batch has beyond that goes uncounted
+        return b"".join(packed)
 
     def _pack_row(self, seen: Seen, truth: float, latency_us: float) -> bytes:
         self._features = len(seen.features)
@@ -283,6 +300,12 @@ def _count(arrays: "Arrays") -> int:
     """Return how many rows there are: the length of all inputs, where that is one; else one row."""
     lengths = {len(array) if array.ndim else 1 for array in arrays.values()}
     return lengths.pop() if len(lengths) == 1 else 1
+
+
+def _check_equally_many(arrays: "Arrays") -> None:
+    lengths = {name: len(array) for name, array in arrays.items()}
+    if len(set(lengths.values())) > 1:
+        raise Rejected(f"inputs: expected equally many rows of each, got {lengths}")
 
 
 def _slice(arrays: "Arrays", row: int, count: int) -> "Arrays":

@@ -8,7 +8,7 @@ from agent.fetching.rest import open_vault
 from agent.inference.frames import Request, Verb
 from agent.inference.supervisor import Fallen, Running
 from agent.inference.windows import check_rows
-from agent.inference.workers import Crashed, Given, Hung, Recording, Worker, check_answer, start_worker
+from agent.inference.workers import BATCH_S, Crashed, Given, Hung, Recording, Worker, check_answer, start_worker
 from skerry.delivery.slots import MANIFEST, Slots
 from skerry.wire.manifest import NO_SAMPLES, Manifest, SamplePolicy
 
@@ -17,7 +17,7 @@ REPLAY_S = 90.0
 
 
 class Loader:
-    """The models of one pair of slots; `recording` is what their workers replay, if anything.
+    """The models of one pair of slots; `recording` is what their workers replay, if anything, `batch_s` as in `Given`.
 
     With `keep_golden` a worker holds the golden vectors for as long as it lives, to be tried on them.
     """
@@ -26,6 +26,7 @@ class Loader:
         self._slots = slots
         self._rest_key_file = rest_key_file
         self.recording: Recording | None = None
+        self.batch_s = BATCH_S
         self.keep_golden = False
         self.start: Callable[[Given], Worker] = start_worker
 
@@ -68,6 +69,7 @@ class Loader:
             model=_source(slots, name, manifest, manifest.model_file),
             golden=_source(slots, name, manifest, manifest.golden_file) if golden else None,
             recording=self.recording,
+            batch_s=self.batch_s,
         )
 
     def _running(self, worker: Worker | Fallen, name: str, manifest: Manifest) -> Running:

@@ -1,6 +1,6 @@
 """Where a worker's rows come from: recordings that are replayed in a seeded random order for ever, and lines of JSON.
 
-A recording is an npz of plain arrays: `X` float32 (n, ...) for a model of one input, or an array for each input by its
+A recording is an npz of plain arrays: `X` (n, ...) for a model of one input, or an array for each input by its
 name, rows first; and optionally `y` (class numbers, the truth known on the device) with `labels` (names of the
 classes). Or it is a CSV with a header row: columns `NAME.0`, `NAME.1`, ... (or one column NAME) for each input, in the
 order of its elements, or just any columns, in order, for a model of one input; and optionally `y`. When the file is
@@ -37,15 +37,15 @@ class Sample:
     truth: str | int | None
 
     def inputs(self, specs: Sequence[TensorSpec]) -> dict[str, Any]:
-        """Return the row as a model takes it; raises `Rejected`, naming the inputs that the source does not have."""
+        """Return the row as a model takes it; raises `Rejected`, naming the inputs that the source does not have so."""
         names = [spec.name for spec in specs]
         if len(names) == 1 and names[0] not in self.values and ONE in self.values:
-            return {names[0]: self.values[ONE]}
+            return {names[0]: _fitted(self.values[ONE], specs[0])}
         missing = [name for name in names if name not in self.values]
         if missing:
             got = ", ".join(sorted(self.values)) or "nothing"
             raise Rejected(f"input: expected an array for each input, {', '.join(missing)} too, got {got}: add it")
-        return {name: self.values[name] for name in names}
+        return {spec.name: _fitted(self.values[spec.name], spec) for spec in specs}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,6 +62,32 @@ class Recording:
         """Return one row."""
         values = {name: array[row : row + 1] for name, array in self.rows.items()}
         return Sample(values=values, truth=self.truths[row] if self.truths else None)
+
+
+def _fitted(array: Any, spec: TensorSpec) -> Any:
+    """Return an array in an input's own dtype: what does not fit is no input, and says nothing about the model."""
+    wanted = f"input: expected {spec.name} of shape {spec.shape} (-1: any) and {spec.dtype}, got"
+    if len(array.shape) != len(spec.shape) or any(
+        size not in (-1, got) for size, got in zip(spec.shape, array.shape, strict=True)
+    ):
+        raise Rejected(f"{wanted} shape {array.shape}")
+    try:
+        return _converted(array, spec.dtype)
+    except ValueError as error:
+        raise Rejected(f"{wanted} {array.dtype}: {error}") from error
+
+
+def _converted(array: Any, dtype: str) -> Any:
+    """Return numbers in another dtype; floats may be rounded, integers are neither cut nor wrapped (`ValueError`)."""
+    import numpy as np
+
+    if array.dtype == dtype:
+        return array
+    with np.errstate(invalid="ignore", over="ignore"):
+        converted = array.astype(dtype)
+    if converted.dtype.kind in "iub" and not np.array_equal(converted, array):
+        raise ValueError(f"it has other values than {dtype} has")
+    return converted
 
 
 def shuffled(count: int, *, seed: int, epoch: int) -> list[int]:
@@ -133,12 +159,10 @@ def _read_arrays(path: Path) -> Recording:
     arrays = unpack(path.read_bytes(), what=str(path))
     rows = {name: array for name, array in arrays.items() if name not in NO_INPUTS}
     if not rows:
-        raise Rejected(f"{path}: expected an array X of float32 (n, ...), or one for each input, got none")
+        raise Rejected(f"{path}: expected an array X (n, ...), or one for each input, got none")
     for name, array in rows.items():
-        right = array.ndim > 1 and str(array.dtype) == "float32" if name == ONE else array.dtype.kind in "fiub"
-        if not right or not array.ndim or not len(array):
-            kind = "float32" if name == ONE else "numbers"
-            raise Rejected(f"{path}: expected an array {name} of {kind} (n, ...), got {array.dtype} {array.shape}")
+        if array.dtype.kind not in "fiub" or not array.ndim or not len(array):
+            raise Rejected(f"{path}: expected an array {name} of numbers (n, ...), got {array.dtype} {array.shape}")
     lengths = {name: len(array) for name, array in rows.items()}
     count = next(iter(lengths.values()))
     if set(lengths.values()) != {count}:
@@ -167,25 +191,39 @@ def _read_table(path: Path, specs: Sequence[TensorSpec]) -> Recording:
     if path.stat().st_size > MAX_TABLE_BYTES:
         raise Rejected(f"{path}: expected at most {MAX_TABLE_BYTES} bytes, got {path.stat().st_size}")
     truths: list[str] = []
+    at_line = 1
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        # spreadsheets begin a file with the mark of its byte order
+        with path.open(newline="", encoding="utf-8-sig") as file:
             lines = csv.reader(file, strict=True)
             header = [name.strip() for name in next(lines, [])]
-            numbers = [at for at, name in enumerate(header) if name != TRUTH]
+            if not header or all(map(_is_number, header)):
+                raise ValueError("no header with names")
+            columns = _columns(header, specs, path)
+            # what else a table has, such as the time, may be anything
+            numbers = sorted({at for each in columns.values() for at in each})
             truth_at = header.index(TRUTH) if TRUTH in header else None
             table = []
             for line in lines:
+                if not line:
+                    continue  # an empty one, at the end as a rule
+                at_line = lines.line_num
+                if len(line) != len(header):
+                    raise ValueError(f"{len(line)} of {len(header)}")
                 table.append([float(line[at]) for at in numbers])
                 if truth_at is not None:
                     truths.append(line[truth_at].strip())
-    except (ValueError, IndexError, csv.Error) as error:
-        raise Rejected(f"{path}: expected a number in each column of each line, got: {error}") from error
-    if not table or not numbers:
-        raise Rejected(f"{path}: expected a header row and lines of numbers, got {len(table)} of {len(numbers)}")
+    except (ValueError, csv.Error) as error:
+        raise Rejected(f"{path}, line {at_line}: expected a number in each column, got: {error}") from error
+    if not table:
+        raise Rejected(f"{path}: expected a header row and lines of numbers, got the header alone")
     values = np.asarray(table)
     rows = {
-        spec.name: values[:, columns].astype(spec.dtype).reshape(len(table), *_row_shape(spec))
-        for spec, columns in _columns([header[at] for at in numbers], specs, path).items()
+        # integers stay as they were written: what is none is no input, row by row
+        spec.name: values[:, np.searchsorted(numbers, each)]
+        .astype(spec.dtype if spec.dtype.startswith("float") else values.dtype)
+        .reshape(len(table), *_row_shape(spec))
+        for spec, each in columns.items()
     }
     return Recording(rows, _classes(truths) if truths else None)
 
@@ -193,11 +231,15 @@ def _read_table(path: Path, specs: Sequence[TensorSpec]) -> Recording:
 def _columns(header: Sequence[str], specs: Sequence[TensorSpec], path: Path) -> dict[TensorSpec, list[int]]:
     """Return which columns an input is, by its name or, for the only input, simply all."""
     found = {
-        spec: [at for at, name in enumerate(header) if spec.name == name or _element_of(name) == spec.name]
+        spec: sorted(
+            (at for at, name in enumerate(header) if spec.name == name or _element_of(name) == spec.name),
+            # some programs sort columns by name: 10 before 2
+            key=lambda at: int(header[at].rpartition(".")[2]) if header[at] != spec.name else 0,
+        )
         for spec in specs
     }
     if len(specs) == 1 and not found[specs[0]]:
-        found = {specs[0]: list(range(len(header)))}
+        found = {specs[0]: [at for at, name in enumerate(header) if name != TRUTH]}
     for spec, columns in found.items():
         if len(columns) != math.prod(_row_shape(spec)):
             wanted = math.prod(_row_shape(spec))
@@ -205,6 +247,14 @@ def _columns(header: Sequence[str], specs: Sequence[TensorSpec], path: Path) -> 
                 f"{path}: expected {wanted} columns for the input {spec.name}, got {len(columns)}: name them"
             )
     return found
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _element_of(column: str) -> str:
@@ -239,8 +289,9 @@ def read_line(line: bytes | memoryview, specs: Sequence[TensorSpec]) -> Sample:
         if spec.name not in tree:
             continue
         try:
-            array = np.asarray(tree[spec.name], dtype=spec.dtype)
-            values[spec.name] = array.reshape(1, *_row_shape(spec))
+            is_float = spec.dtype.startswith("float")
+            array = np.asarray(tree[spec.name], dtype=spec.dtype if is_float else None)
+            values[spec.name] = _converted(array, spec.dtype).reshape(1, *_row_shape(spec))
         except (ValueError, TypeError, OverflowError) as error:
             raise Rejected(
                 f"input: expected {spec.name} of shape {spec.shape} and {spec.dtype}, got: {error}"

@@ -5,6 +5,7 @@ A disk that refuses holds up nobody who counts (`agent.inference.held`).
 """
 
 import logging
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -145,6 +146,8 @@ class Windows:
 def read_row(row: Row, manifest: Manifest) -> tuple[Seen, str | None]:
     """Return what was seen, by name, and the truth: a class that this model does not know is no name, and wrong."""
     labels = manifest.labels
+    if not math.isfinite(row.latency_us):
+        raise Rejected(f"rows: expected a finite latency, got {row.latency_us}")
     if row.prediction >= len(labels):
         raise Rejected(f"rows: expected predictions below {len(labels)}, got {row.prediction}")
     prediction = labels[row.prediction] if row.prediction >= 0 else ""

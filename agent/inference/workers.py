@@ -9,6 +9,7 @@ own SIGKILL. Both are final for a worker: whoever wants another starts another.
 """
 
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -20,7 +21,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import agent
 import skerry
@@ -34,7 +35,10 @@ from skerry.wire import codec
 
 PROGRAM = ("-m", "agent.inference.worker")
 LOAD_S = 90.0
+BATCH_S = 15.0
 END_S = 2.0
+_LINE_BYTES = 4096
+_log = logging.getLogger("skerry.agent.workers")
 
 
 class Crashed(Broken):
@@ -59,7 +63,10 @@ class Recording:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Given:
-    """What a worker loads: files, or their bytes where they are sealed on the disk; `limits` for a first load."""
+    """What a worker loads: files, or their bytes where they are sealed on the disk; `limits` for a first load.
+
+    A model of one row takes several one after the other, for at most `batch_s`.
+    """
 
     manifest: bytes
     runtime: str
@@ -67,6 +74,7 @@ class Given:
     golden: Path | bytes | None = None
     recording: Recording | None = None
     limits: Limits | None = None
+    batch_s: float = BATCH_S
     program: Sequence[str] = PROGRAM
 
 
@@ -213,7 +221,7 @@ def start_worker(given: Given) -> Worker:
             if data is not None
         }
         worker = _spawn(given, descriptors)
-    head: dict[str, Any] = dict(files)
+    head: dict[str, Any] = {**files, "batch_s": given.batch_s}
     if given.recording is not None:
         head["recording"] = {"file": str(given.recording.file.absolute()), "seed": given.recording.seed}
     if given.limits is not None:
@@ -251,6 +259,7 @@ def _spawn(given: Given, descriptors: Sequence[int]) -> Worker:
                 env={**passed, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
                 start_new_session=True,
                 pass_fds=(theirs.fileno(), *descriptors),
             )
@@ -258,7 +267,15 @@ def _spawn(given: Given, descriptors: Sequence[int]) -> Worker:
             raise Broken(f"worker: expected to start a process, got: {error.strerror}") from error
         finally:
             theirs.close()
+        threading.Thread(target=_pass_on, args=(process.stderr,), name="worker's words", daemon=True).start()
         return Worker(process, ours, cleanup.pop_all())
+
+
+def _pass_on(stream: IO[bytes]) -> None:
+    """Log what runtimes write on standard error, and why a worker ended by itself, as lines like all others."""
+    with stream:
+        while line := stream.readline(_LINE_BYTES):
+            _log.info("worker: %s", line.decode(errors="replace").rstrip())
 
 
 @contextlib.contextmanager

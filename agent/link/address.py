@@ -2,6 +2,7 @@
 
 import ipaddress
 import re
+import socket
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -10,6 +11,7 @@ from skerry.errors import Rejected
 PORTS = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
 # what brokers listen at where nothing else is said
 PATH = "/mqtt"
+_LOOPBACK = bytes(15) + b"\x01"
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,252}[A-Za-z0-9.])?")
 # it is sent as it is in the head of an HTTP request
 _PATH = re.compile(r"/[!-~]{0,500}")
@@ -61,13 +63,12 @@ def parse_broker(url: str) -> Address:
 
 def is_host(text: str) -> bool:
     """Say whether it can be a host: a name, or a literal address without brackets."""
-    return bool(_NAME.fullmatch(text)) or _literal(text) is not None
+    return bool(_NAME.fullmatch(text)) or _is_literal(text)
 
 
 def is_here(host: str) -> bool:
     """Say whether it is this machine, whatever a name server says."""
-    literal = _literal(host)
-    return host == "localhost" if literal is None else literal.is_loopback
+    return host == "localhost" or _is_loopback(socket.AF_INET, host) or _is_loopback(socket.AF_INET6, host)
 
 
 def authority(host: str, port: int) -> str:
@@ -75,8 +76,17 @@ def authority(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _literal(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+def _is_literal(host: str) -> bool:
     try:
-        return ipaddress.ip_address(host)
+        ipaddress.ip_address(host)
     except ValueError:
-        return None
+        return False
+    return True
+
+
+def _is_loopback(family: socket.AddressFamily, host: str) -> bool:
+    try:
+        packed = socket.inet_pton(family, host)
+    except (OSError, ValueError):
+        return False
+    return packed[0] == 127 if family == socket.AF_INET else packed == _LOOPBACK

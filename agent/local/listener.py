@@ -26,7 +26,8 @@ _log = logging.getLogger("skerry.agent.serving")
 TICK_S = 1.0
 FAREWELL_S = 5.0
 SOCKET_MODE = 0o660
-_BACKLOG = 64
+# a unix socket whose queue is full sends away whoever connects with a time-out
+_BACKLOG = 512
 
 
 class Listener:

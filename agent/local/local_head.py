@@ -10,6 +10,7 @@ from email.message import Message
 
 from agent.local.local_body import LINE_BYTES, Lines, Refusal
 
+_SERVER = re.compile(r"^https?://[^/]*/?", re.IGNORECASE)
 _VERSION = re.compile(r"HTTP/([0-9])\.[0-9]")
 
 
@@ -25,8 +26,8 @@ class Head:
     @property
     def is_last(self) -> bool:
         """Whether its client wants the connection to end with the answer."""
-        wish = (self.fields.get("connection") or "").lower()
-        return wish != "keep-alive" if self.version == "HTTP/1.0" else wish == "close"
+        wishes = {each.strip().lower() for each in (self.fields.get("connection") or "").split(",")}
+        return "keep-alive" not in wishes if self.version == "HTTP/1.0" else "close" in wishes
 
     @property
     def asks_first(self) -> bool:
@@ -54,7 +55,8 @@ def read_head(line: bytes, lines: Lines) -> Head:
     except http.client.HTTPException as error:
         # a line that is too long, or too many of them
         raise Refusal(431, "expected fewer and shorter headers") from error
-    head = Head(words[0], words[1], words[2], fields)
+    # a client that takes us for a proxy names the server too (RFC 9112, 3.2.2)
+    head = Head(words[0], _SERVER.sub("/", words[1], count=1), words[2], fields)
     if fields.defects or head.version not in ("HTTP/1.0", "HTTP/1.1"):
         raise Refusal(400, "expected HTTP/1.1 with headers of NAME: VALUE, got others")
     return head

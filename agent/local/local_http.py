@@ -109,16 +109,20 @@ class Connection:
     def _exchange(self) -> None:
         self._now(Doing.WAITING)
         line = self._file.readline(LINE_BYTES + 1)
+        if line in (b"\r\n", b"\n"):
+            # what some clients send after a body (RFC 9112, 2.2)
+            line = self._file.readline(LINE_BYTES + 1)
         self._now(Doing.RECEIVING)
         if len(line) <= LINE_BYTES and (not line.endswith(b"\n") or not line.strip()):
             # the client has ended, as a rule between two requests
             self._ends = True
             return
+        head: Head | None = None
         try:
             head = read_head(line, Lines(self._file, self._bounds.head_bytes))
             self._check_origin(head)
         except Refusal as refusal:
-            self._refuse(refusal)
+            self._refuse(refusal, head)
             return
         self._answer_request(head)
 
@@ -130,7 +134,7 @@ class Connection:
                     self.connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
                 body = read_body(self._file, head.fields, version=head.version, bounds=self._bounds, claim=claim)
             except Refusal as refusal:
-                self._refuse(refusal)
+                self._refuse(refusal, head)
                 return
             self._now(Doing.ANSWERING)
             request = Request(
@@ -142,7 +146,7 @@ class Connection:
             )
             reply = answer_safely(self._answer, request)
         self._ends = head.is_last or self.is_last.is_set()
-        self._send(reply, version=head.version)
+        self._send(reply, head)
 
     def _check_origin(self, head: Head) -> None:
         """Refuse, on a port, what no client of ours sends: pages in browsers, and who came by another name."""
@@ -151,20 +155,22 @@ class Connection:
         # a page from anywhere can make a browser on this device send requests to loopback, under any name (rebinding)
         host = (head.fields.get("host") or "localhost").lower()
         name = host if host.endswith("]") else host.rpartition(":")[0] or host
-        if name not in _LOOPBACK or "origin" in head.fields:
+        if "origin" in head.fields:
+            raise Refusal(403, f"expected a program on this device, got a page of {head.fields['origin'][:60]!r}")
+        if name not in _LOOPBACK:
             raise Refusal(403, f"expected a program on this device asking for localhost, got one for {host[:60]!r}")
 
-    def _refuse(self, refusal: Refusal) -> None:
+    def _refuse(self, refusal: Refusal, head: Head | None) -> None:
         """Refuse a request, and end the connection: what is left of it would be read as the next one."""
         self._ends = True
-        self._send(refused(refusal.status, str(refusal)))
+        self._send(refused(refusal.status, str(refusal)), head)
         # closed with bytes unread, the client's kernel may throw the answer away (RFC 9112, 9.6)
         self.connection.shutdown(socket.SHUT_WR)
         left = _DRAINED_BYTES
         while left > 0 and (data := self.connection.recv(LINE_BYTES)):
             left -= len(data)
 
-    def _send(self, reply: Reply, *, version: str = "") -> None:
+    def _send(self, reply: Reply, to: Head | None) -> None:
         self._now(Doing.SENDING)
         # no Date: RFC 9110, 6.6.1, wants none of an origin whose clock is not to be relied on, and a device's is not
         lines = [f"HTTP/1.1 {reply.status} {_phrase(reply.status)}"]
@@ -173,14 +179,16 @@ class Connection:
             lines.append(f"content-length: {len(reply.body)}")
         if self._ends:
             lines.append("connection: close")
-        elif version == "HTTP/1.0":
+        elif to is not None and to.version == "HTTP/1.0":
             lines.append("connection: keep-alive")
         head = "\r\n".join((*lines, "", "")).encode("latin-1", "replace")
-        if len(reply.body) < LINE_BYTES:
-            self.connection.sendall(head + reply.body)
+        # who asked for the head alone would read a body as the next answer (RFC 9110, 9.3.2)
+        body = b"" if to is not None and to.method == "HEAD" else reply.body
+        if len(body) < LINE_BYTES:
+            self.connection.sendall(head + body)
         else:
             self.connection.sendall(head)
-            self.connection.sendall(reply.body)
+            self.connection.sendall(body)
 
 
 def answer_safely(answer: Callable[[Request], Reply], request: Request) -> Reply:

@@ -219,8 +219,11 @@ def _tensor(spec: TensorSpec) -> dict[str, Any]:
 
 
 def _expect(request: Request, method: str) -> None:
-    if request.method != method:
-        raise Refusal(405, f"expected {method} {request.path[:100]}, got {request.method[:20]}", allow=method)
+    # who may GET may ask for the head alone (RFC 9110, 9.1)
+    allowed = ("GET", "HEAD") if method == "GET" else (method,)
+    if request.method not in allowed:
+        problem = f"expected {method} {request.path[:100]}, got {request.method[:20]}"
+        raise Refusal(405, problem, allow=", ".join(allowed))
 
 
 def _expect_private(request: Request) -> None:

@@ -41,11 +41,11 @@ def make_verbs(
     journal: Journal,
     state: Path,
     stopping: threading.Event,
-    restart: Callable[[], str],
+    restart: Callable[[str], str],
     windows: Windows,
     publish: Callable[[Outbox], None],
 ) -> Mapping[str, Verb]:
-    """Return the verbs by name; `restart` says what runs afresh, or raises."""
+    """Return the verbs by name; `restart` takes a component's name and says what runs afresh, or raises."""
 
     def collect_logs(args: Mapping[str, Any]) -> dict[str, Any]:
         return {**pack_text(journal.last(args.get("lines", DEFAULT_LINES))), "dropped": journal.dropped}
@@ -53,8 +53,8 @@ def make_verbs(
     def self_test(_args: Mapping[str, Any]) -> dict[str, Any]:
         return run_self_test(state, stopping=stopping)
 
-    def restart_model(_args: Mapping[str, Any]) -> dict[str, Any]:
-        return {"runs": restart()}
+    def restart_model(args: Mapping[str, Any]) -> dict[str, Any]:
+        return {"runs": restart(args.get("component", ""))}
 
     def resend_window(args: Mapping[str, Any]) -> dict[str, Any]:
         sequence, number = args.get("sequence"), args.get("number")

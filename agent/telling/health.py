@@ -8,9 +8,10 @@ A reason has no number that changes from moment to moment: those are beside it i
 never twice the same would be news each time.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from skerry.wire.messages import RunsReport, Vitals
+from skerry.wire.messages import Component, RunsReport, Vitals
 
 OK, DEGRADED, FAILING = "ok", "degraded", "failing"
 HOT_C, TOO_HOT_C = 85.0, 100.0
@@ -25,7 +26,7 @@ class Facts:
     """What is judged. `problem` is what the agent says is wrong, `refusal` what its disk refused last.
 
     `certificate_left_s` is None where there is no certificate or its end is not known, `certificate_life_s` how long it
-    lives; `outbox_share` is how much of its budget the outbox holds.
+    lives; `outbox_share` is how much of its budget the outbox holds. `beside` are the named components.
     """
 
     committed: bool
@@ -39,6 +40,7 @@ class Facts:
     refusal: str = ""
     problem: str = ""
     failed: bool = False
+    beside: Mapping[str, Component] = field(default_factory=dict)
 
 
 def judge(facts: Facts) -> tuple[str, tuple[str, ...]]:
@@ -56,6 +58,7 @@ def _failing(facts: Facts) -> list[str]:
         (facts.certificate_left_s is not None and facts.certificate_left_s <= 0, "the certificate has ended"),
         (vitals.disk_free_bytes is not None and vitals.disk_free_bytes < NO_DISK_BYTES, "the disk is full"),
         (vitals.temperature_c is not None and vitals.temperature_c >= TOO_HOT_C, f"above {TOO_HOT_C:.0f} degrees C"),
+        *((each.runs == "down", f"{name}: what was committed does not run") for name, each in facts.beside.items()),
     )
     return [reason for found, reason in checks if found]
 
@@ -77,5 +80,12 @@ def _degraded(facts: Facts) -> list[str]:
         (disk is not None and NO_DISK_BYTES <= disk < LITTLE_DISK_BYTES, "the disk is nearly full"),
         (heat is not None and HOT_C <= heat < TOO_HOT_C, f"above {HOT_C:.0f} degrees C"),
         (bool(facts.desired_refused), f"desired configuration: {facts.desired_refused}"),
+        *((bool(said), f"{name}: {said}") for name, each in facts.beside.items() for said in [_said_of(each)]),
     )
     return [reason for found, reason in checks if found]
+
+
+def _said_of(component: Component) -> str:
+    if component.last_error or component.state == "failed":
+        return component.last_error or "the last deployment failed"
+    return "the model is being restarted" if component.manifest and component.runs == "restarting" else ""

@@ -207,7 +207,7 @@ class Rows:
         self._db.execute("delete from outbox")
         for key, value in (("epoch", secrets.token_hex(8)), ("next_sequence", 1), ("closing", 0)):
             self.set_meta(key, value)
-        ends = [*(row[0] for row in rows[1:]), end]
+        ends = [*(row[0] for row in rows), end][1:]
         for row, until in zip(rows, ends, strict=True):
             sequence, kind, event_time, _, body = row
             if _sound(row) and kind != "gap":

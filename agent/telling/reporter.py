@@ -83,6 +83,15 @@ def _matters(reported: Reported) -> tuple[str, ...]:
     named = [
         text
         for name, each in (reported.components or {}).items()
-        for text in (name, each.state, each.release, each.manifest, each.deployment, each.last_error, each.stalled)
+        for text in (
+            name,
+            each.state,
+            each.release,
+            each.manifest,
+            each.deployment,
+            each.last_error,
+            each.stalled,
+            each.runs,
+        )
     ]
     return (*lifecycle, *twin, reported.waiting, reported.stalled, str(reported.desired_version), *named)

@@ -67,6 +67,10 @@ class Twin:
             self._word, self._runs_since = runs, monotonic
         life, pointer = self._life(), self._slots()
         ahead = self.skew.ahead_s(now=now, floor=self._floor)
+        beside = {
+            name: replace(each, release=cut(each.release, _NAME_BYTES), last_error=cut(each.last_error, _ERROR_BYTES))
+            for name, each in (reported.components or {}).items()
+        }
         health, reasons = judge(
             Facts(
                 committed=bool(reported.manifest),
@@ -80,6 +84,7 @@ class Twin:
                 refusal=refusal,
                 problem=reported.last_error,
                 failed=reported.state == Phase.FAILED.value,
+                beside=beside,
             )
         )
         return replace(
@@ -100,6 +105,7 @@ class Twin:
             desired_refused=cut(self._desired.refused, _REASON_BYTES),
             health=health,
             reasons=_few(reasons),
+            components=beside if reported.components is not None else None,
         )
 
 

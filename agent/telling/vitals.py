@@ -1,7 +1,7 @@
 """What the system tells of itself: temperature, memory, disk. What it does not tell is None, never invented."""
 
 import contextlib
-import shutil
+import os
 from pathlib import Path
 
 from skerry.wire.messages import Vitals
@@ -52,6 +52,7 @@ def _memory(meminfo: Path) -> dict[str, int]:
 
 def _disk_free(folder: Path) -> int | None:
     try:
-        return shutil.disk_usage(folder).free
+        disk = os.statvfs(folder)
     except OSError:
         return None
+    return disk.f_bavail * disk.f_frsize

@@ -31,6 +31,7 @@ from skerry.delivery.slots import NAMES, Slots
 from skerry.errors import Broken, Rejected, SkerryError
 from skerry.runtimes import Refused, find_runtime
 from skerry.wire.manifest import Manifest
+from skerry.wire.messages import AGENT
 
 CLOCK_SLACK_S = 300.0
 # no agent is older than this: a clock that says so was never set
@@ -170,18 +171,47 @@ def lifecycle(folder: StateFolder) -> str:
 
 
 def digests(folder: StateFolder) -> str:
-    """Is the committed model the one that was signed, to the byte?"""
-    slots, manifest = _committed(folder)
-    if slots is None or manifest is None:
-        return "nothing is committed"
-    return f"slot {slots.active}: {len(manifest.files)} files of {manifest.model} {manifest.version} are whole"
+    """Is what each component has committed the one that was signed, to the byte?"""
+    return _of_each(folder, _whole)
 
 
 def golden(folder: StateFolder) -> str:
-    """Does it still answer what it answered when it was released?"""
-    slots, manifest = _committed(folder)
-    if slots is None or manifest is None:
-        return "nothing is committed"
+    """Does each model still answer what it answered when it was released?"""
+    return _of_each(folder, _replayed, besides=(AGENT,))
+
+
+def _of_each(folder: StateFolder, look: Callable[[Slots, Manifest], str], *, besides: tuple[str, ...] = ()) -> str:
+    """Look at what each component has committed, and say what was found of all of them."""
+    told = []
+    for name in ("", *folder.component_names()):
+        if name in besides:
+            continue
+        place = folder.component(name)
+        good, said = read_state(place.lifecycle_file).good, f"{name}: " if name else ""
+        # opening slots makes them
+        has_slots = all((place.slots / each).is_dir() for each in NAMES)
+        # wheels are kept as they are (`agent.deployment.unit`)
+        vault = None if name == AGENT else open_vault(config_of(folder).rest_key_file)
+        try:
+            slots = Slots(place.slots, vault) if has_slots else None
+            if slots is not None and slots.active:
+                told.append(f"{said}{look(slots, slots.read(slots.active))}")
+            elif good.manifest:
+                missing = f"{said}expected a slot with {good.release}, which is committed, got none; assign it again"
+                raise Broken(missing)
+        except Rejected as error:
+            raise Rejected(f"{said}{error}") from error
+        finally:
+            if vault is not None:
+                vault.close()
+    return "; ".join(told) or "nothing is committed"
+
+
+def _whole(slots: Slots, manifest: Manifest) -> str:
+    return f"slot {slots.active}: {len(manifest.files)} files of {manifest.model} {manifest.version} are whole"
+
+
+def _replayed(slots: Slots, manifest: Manifest) -> str:
     name = slots.active
     data = slots.load(name, manifest.golden_file, sha256=manifest.file(manifest.golden_file).sha256)
     inputs, expected = golden_vectors(data, manifest)
@@ -194,14 +224,6 @@ def golden(folder: StateFolder) -> str:
 def config_of(folder: StateFolder) -> Config:
     """Return the configuration of a state folder."""
     return read_config(folder.path, {})
-
-
-def _committed(folder: StateFolder) -> tuple[Slots | None, Manifest | None]:
-    if not all((folder.slots / name).is_dir() for name in NAMES):
-        # opening slots makes them
-        return None, None
-    slots = Slots(folder.slots, open_vault(config_of(folder).rest_key_file))
-    return slots, slots.read(slots.active) if slots.active else None
 
 
 def _life(folder: StateFolder) -> Life | None:

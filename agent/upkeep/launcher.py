@@ -50,6 +50,14 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _log = logging.getLogger("skerry.agent.launcher")
 
 
+class Parser(argparse.ArgumentParser):
+    """Asks how wide the terminal is for help alone; by default that is each argument's business, and loads `shutil`."""
+
+    def __init__(self, **given: Any) -> None:
+        width = None if {"-h", "--help"} & {*sys.argv} else 78
+        super().__init__(formatter_class=lambda prog: argparse.HelpFormatter(prog, width=width), **given)
+
+
 @dataclass(frozen=True, slots=True)
 class Home:
     """The folder of the component `agent` in a state folder."""
@@ -87,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _stand_in(arguments)
     if arguments[:1] != ["run"] or MANIFEST_VARIABLE in os.environ or "-h" in arguments or "--help" in arguments:
         return _program(arguments)
-    parser = argparse.ArgumentParser(add_help=False)
+    parser = Parser(add_help=False)
     parser.add_argument("--state", type=Path, default=DEFAULT_STATE)
     parser.add_argument("--log-format", default=TEXT)
     options = parser.parse_known_args(arguments[1:])[0]

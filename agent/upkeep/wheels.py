@@ -12,7 +12,6 @@ alone: the launcher imports this.
 import os
 import shutil
 import sys
-import sysconfig
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -83,6 +82,8 @@ def is_whole(wheels: Sequence[Path], environment: Path) -> bool:
 
 def folders_of_now() -> list[str]:
     """Return the folders that this Python takes packages from, but its standard library's and an environment's own."""
+    import sysconfig  # here: an agent that was installed, and never updated, needs none of it
+
     paths = sysconfig.get_paths()
     ours = {os.path.realpath(paths[name]) for name in ("stdlib", "platstdlib")}
     # what comes first by default is where the program lies, or whoever called it: never where an update takes code from

@@ -8,7 +8,7 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI
 
-from control_plane import trust_status
+from control_plane import alarms, trust_status
 from control_plane.api import blobs, crl, enrol, metadata, operator, problems, proof, trust
 from control_plane.api.context import PlaneDep
 from control_plane.link import refused_messages
@@ -62,7 +62,7 @@ def get_health(plane: PlaneDep) -> dict[str, Any]:
         "project": plane.settings.project,
         "identity": plane.settings.identity,
         "ceremony": plane.home.anchor.exists(),
-        "alarms": trust_status.summary(plane),
+        "alarms": [*trust_status.summary(plane), *alarms.summary(plane)],
         "broker": {
             "url": plane.settings.public_broker_url,
             "embedded": plane.settings.embedded_broker,

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from control_plane import component_changes, components, enrolment, publisher, revocation, samples
+from control_plane import alarms, component_changes, components, enrolment, publisher, revocation, samples
 from control_plane.api.context import Number, PlaneDep, SessionDep
 from control_plane.api.operator import require_operator
 from control_plane.api.rollouts import deployment_tree
@@ -63,6 +63,7 @@ def get_device(name: str, session: SessionDep) -> dict[str, Any]:
         **_device_tree(device),
         "deployments": [deployment_tree(deployment) for deployment in session.scalars(deployments)],
         "components": [components.tree(row) for row in components.of_device(session, name)],
+        "alarms": [alarms.tree(row) for row in alarms.listed(session, device=name)],
     }
 
 
@@ -110,7 +111,7 @@ def get_windows(
     limit: Annotated[int, Query(ge=1, le=1000)] = 1000,
 ) -> list[dict[str, Any]]:
     """Return merged windows in the order of merging, without their tables; `after` is the id of the last one seen."""
-    artifacts = _artifacts(session)
+    artifacts = artifact_names(session)
     query = select(*_SHOWN).where(Window.id > after).order_by(Window.id).limit(limit)
     if device:
         query = query.where(Window.device == device)
@@ -118,7 +119,7 @@ def get_windows(
         wanted = [manifest for manifest, (m, v) in artifacts.items() if m == (model or m) and version in (None, v)]
         query = query.where(Window.manifest.in_(wanted))
     rows = (row._asdict() for row in session.execute(query))
-    return [{**row, **_named(artifacts.get(row["manifest"]))} for row in rows]
+    return [{**row, **named(artifacts.get(row["manifest"]))} for row in rows]
 
 
 @router.get("/v1/outbox")
@@ -151,29 +152,12 @@ def get_outbox(session: SessionDep) -> list[dict[str, Any]]:
             "gaps": gaps.get((mark.device, mark.epoch), 0),
             "samples": kept.get((mark.device, mark.epoch), (0, 0))[0],
             "quarantined": kept.get((mark.device, mark.epoch), (0, 0))[1],
+            "samples_deleted": mark.samples_deleted,
             "first_seen": mark.first_seen.isoformat(),
+            "heard_at": mark.heard_at.isoformat() if mark.heard_at else None,
         }
         for mark in marks
     ]
-
-
-@router.get("/v1/devices/{name}/samples")
-def get_samples(
-    name: str,
-    plane: PlaneDep,
-    session: SessionDep,
-    model: Annotated[str, Query(max_length=63)] = "",
-    version: Number | None = None,
-    after: Annotated[int, Query(ge=-1, le=(1 << 63) - 1)] = -1,
-    limit: Annotated[int, Query(ge=1, le=samples.PAGE_ROWS)] = samples.PAGE_ROWS,
-) -> list[dict[str, Any]]:
-    """Return the stored samples of a device in the order of storing; `after` is the id of the last one seen."""
-    if session.get(Device, name) is None:
-        raise Unknown(f"device: expected one that is enrolled, got {name!r:.80}")
-    artifacts = _artifacts(session)
-    wanted = [manifest for manifest, (m, v) in artifacts.items() if m == (model or m) and version in (None, v)]
-    rows = samples.page(plane, session, name, manifests=wanted, after=after, limit=limit)
-    return [{**row, **_named(artifacts.get(row["manifest"]))} for row in rows]
 
 
 _SHOWN = (
@@ -193,7 +177,8 @@ _SHOWN = (
 )
 
 
-def _artifacts(session: Session) -> dict[str, tuple[str, int]]:
+def artifact_names(session: Session) -> dict[str, tuple[str, int]]:
+    """Return model and version by the manifests' names in windows and samples."""
     builds = session.scalars(select(Build).where(Build.manifest != ""))
     return {
         manifest[:16]: (build.model, build.version)
@@ -203,7 +188,8 @@ def _artifacts(session: Session) -> dict[str, tuple[str, int]]:
     }
 
 
-def _named(artifact: tuple[str, int] | None) -> dict[str, Any]:
+def named(artifact: tuple[str, int] | None) -> dict[str, Any]:
+    """Return model and version as JSON; empty where they are not known."""
     return {"model": artifact[0] if artifact else "", "version": artifact[1] if artifact else 0}
 
 

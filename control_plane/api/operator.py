@@ -34,6 +34,11 @@ def require_operator(request: Request) -> None:
         )
 
 
+def operator_name(request: Request) -> str:
+    """Return who asks, as it is audited: one token is one operator, so all that is known beside it is from where."""
+    return f"operator at {request.client.host if request.client else 'an unknown address'}"
+
+
 @router.get("/login", include_in_schema=False)
 def log_in(request: Request, token: Annotated[str, Query(max_length=200)]) -> Response:
     """Exchange the token of the printed link for a cookie, and go to the first page."""

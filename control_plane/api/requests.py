@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from control_plane import requests
 from control_plane.api.context import PlaneDep, SessionDep
-from control_plane.api.operator import require_operator
+from control_plane.api.operator import operator_name, require_operator
 from control_plane.schema.devices import DeviceRequest
 
 router = APIRouter(tags=["requests"], dependencies=[Depends(require_operator)])
@@ -28,10 +28,10 @@ class RequestBody(BaseModel):
 @router.post("/v1/devices/{name}/requests", status_code=201)
 def ask(name: str, body: RequestBody, plane: PlaneDep, request: Request) -> dict[str, Any]:
     """Ask a device for something of its allow-list; the answer comes when it does."""
-    # one token is one operator: all that is known beside it is from where it was shown
-    asked_by = f"operator at {request.client.host if request.client else 'an unknown address'}"
     with plane.sessions.begin() as session:
-        row = requests.ask(plane, session, name, body.verb, body.args, expires_s=body.expires_s, asked_by=asked_by)
+        row = requests.ask(
+            plane, session, name, body.verb, body.args, expires_s=body.expires_s, asked_by=operator_name(request)
+        )
     requests.publish(plane, [row])
     return request_tree(row, now=plane.clock())
 

@@ -4,7 +4,7 @@ import argparse
 import time
 from typing import Any
 
-from control_plane.cli import requests, samples
+from control_plane.cli import requests
 from control_plane.cli.session import Session, cell, read_pairs, table
 
 CONFIGURED = (
@@ -70,7 +70,6 @@ def add_verbs(nouns: Any) -> None:
     show.set_defaults(run=_show)
 
     requests.add_verbs(verbs)
-    samples.add_device_verb(verbs)
 
     nouns.add_parser("drift", help="findings and current evidence").set_defaults(run=_drift)
     nouns.add_parser("outbox", help="what was merged, repeated and given up").set_defaults(run=_outbox)
@@ -172,7 +171,10 @@ def _show(options: argparse.Namespace, session: Session) -> None:
         f"component {each['name']}": f"{each['reported'].get('release') or 'nothing'}, {each['reported'].get('state')}"
         for each in device["components"]
     }
-    shown = {key: value for key, value in {**device["reported"], **device, **beside}.items() if key != "components"}
+    alarms = {"alarms": "; ".join(f"{each['id']}: {each['text']}" for each in device["alarms"]) or "none"}
+    shown = {
+        key: value for key, value in {**device["reported"], **device, **beside, **alarms}.items() if key != "components"
+    }
     flat = {key: value for key, value in shown.items() if key != "reported"}
     session.show(device, "\n".join(f"{key:20} {value}" for key, value in sorted(flat.items())))
 

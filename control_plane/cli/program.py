@@ -8,6 +8,7 @@ from pathlib import Path
 
 from control_plane.cli import (
     agent,
+    alarms,
     broker,
     buffer,
     bundle,
@@ -19,6 +20,7 @@ from control_plane.cli import (
     models,
     profiles,
     releases,
+    samples,
 )
 from control_plane.cli.session import Session
 from skerry import __version__
@@ -34,7 +36,22 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--home", type=Path, help="home folder of a server on this machine (SKERRY_HOME)")
     top.add_argument("--json", action="store_true", help="print the API's answer as JSON")
     nouns = top.add_subparsers(dest="noun", required=True, metavar="NOUN")
-    for noun in (keys, data, profiles, emulators, models, releases, fleet, agent, groups, broker, bundle, buffer):
+    for noun in (
+        keys,
+        data,
+        profiles,
+        emulators,
+        models,
+        releases,
+        fleet,
+        alarms,
+        samples,
+        agent,
+        groups,
+        broker,
+        bundle,
+        buffer,
+    ):
         noun.add_verbs(nouns)
     return top
 

@@ -25,7 +25,8 @@ def add_verbs(verbs: Any) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="collect-logs: lines=N; resend-window: sequence=N or number=N, and manifest=HEX",
+        help="collect-logs: lines=N; restart-model: component=NAME; "
+        "resend-window: sequence=N or number=N, and manifest=HEX",
     )
     ask.add_argument("--expires", type=int, default=3600, metavar="SECONDS", help="after which it is not done any more")
     ask.add_argument("--wait", type=float, default=0.0, metavar="SECONDS", help="for the answer")

@@ -1,4 +1,4 @@
-"""`skerry model samples` and `skerry device samples`: which inputs may leave devices, and those that did, as a file."""
+"""`skerry model samples` and `skerry sample`: which inputs may leave devices, and those that did."""
 
 import argparse
 import base64
@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from control_plane.cli.session import Session
+from control_plane.cli.session import Session, table
 from skerry.errors import Rejected
 
 MOST_ROWS = 1000
@@ -25,9 +25,23 @@ def add_model_verb(verbs: Any) -> None:
     samples.set_defaults(run=_set)
 
 
-def add_device_verb(verbs: Any) -> None:
-    """Add it to the verbs of `skerry device`."""
-    export = verbs.add_parser("samples", help="write the inputs that a device was allowed to send to a file")
+def add_verbs(nouns: Any) -> None:
+    """Add the verbs of samples."""
+    noun = nouns.add_parser("sample", help="inputs that devices were allowed to send")
+    verbs = noun.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    listing = verbs.add_parser("list", help="what is stored of a device, without the inputs, and for how long")
+    listing.add_argument("device")
+    listing.add_argument("--after", type=int, default=-1, metavar="ID", help="those that came after this one")
+    listing.set_defaults(run=_list)
+
+    delete = verbs.add_parser("delete", help="delete samples of a device for good")
+    delete.add_argument("device")
+    delete.add_argument("numbers", nargs="*", metavar="ID")
+    delete.add_argument("--all", dest="every", action="store_true", help="all of them")
+    delete.set_defaults(run=_delete)
+
+    export = verbs.add_parser("export", help="write the inputs to a file; that you read them is audited")
     export.add_argument("device")
     export.add_argument("--out", required=True, type=Path, metavar="FILE.npz")
     export.add_argument("--model", default="", help="those of this model alone")
@@ -63,6 +77,38 @@ def _set(options: argparse.Namespace, session: Session) -> None:
     session.show(policy, f"{options.model}: from its next release on devices may send {shown(policy)}{changed}")
 
 
+def _list(options: argparse.Namespace, session: Session) -> None:
+    with session.client() as client:
+        told = client.list_samples(options.device, after=options.after)
+    rows = [{**each, "taken_at": each["taken_at"][:19]} for each in told["samples"]]
+    columns = ("id", "taken_at", "model", "version", "window", "size_bytes", "state", "reason")
+    account = (
+        f"{told['device']}: {told['stored']} stored, {told['size_bytes']} bytes; {told['quarantined']} quarantined; "
+        f"{told['deleted']} deleted. Kept for {told['sample_days']} days, "
+        f"{told['sample_device_mb']} MB of a device and {told['sample_fleet_mb']} MB of all at most"
+    )
+    session.show(told, f"{table(rows, columns, empty='no samples')}\n\n{account}")
+
+
+def _delete(options: argparse.Namespace, session: Session) -> None:
+    strange = [each for each in options.numbers if not (each.isascii() and each.isdecimal() and len(each) < 19)]
+    if strange:
+        raise Rejected(
+            f"sample delete: expected numbers of samples, got {strange[0]!r:.40}; "
+            f"see: skerry sample list {options.device}"
+        )
+    if options.every == bool(options.numbers):
+        got = "both" if options.every else "neither"
+        raise Rejected(f"sample delete: expected ID of samples, or --all, got {got}")
+    with session.client() as client:
+        gone = client.delete_samples(options.device, [int(each) for each in options.numbers], every=options.every)
+    session.show(
+        gone,
+        f"{options.device}: {gone['stored']} samples of {gone['size_bytes']} bytes are deleted; what the device sends "
+        "from now on follows the policy of its model: skerry model samples MODEL --none",
+    )
+
+
 def _export(options: argparse.Namespace, session: Session) -> None:
     from skerry.delivery.durable import write_durably
     from skerry.runtimes.arrays import pack
@@ -74,9 +120,9 @@ def _export(options: argparse.Namespace, session: Session) -> None:
         rows = list(islice(found, options.most))
     if not rows:
         raise Rejected(
-            f"{options.device}: expected stored samples, got none; see skerry outbox and skerry model samples"
+            f"{options.device}: expected stored samples, got none; see skerry sample list and skerry model samples"
         )
-    write_durably(options.out, pack(as_arrays(rows)))
+    write_durably(options.out, pack(as_arrays(rows)), mode=0o600)
     last = rows[-1]["id"]
     told = {"file": str(options.out), "rows": len(rows), "last": last}
     more = f"; there may be more: --after {last}" if len(rows) == options.most else ""

@@ -7,8 +7,8 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from control_plane import requests
-from control_plane.pages.views import ago
+from control_plane import alarms, requests, trust_status
+from control_plane.pages.views import ago, components_of
 from control_plane.schema.devices import Device, DeviceRequest
 from skerry.errors import Rejected
 from skerry.wire.requests import unpack_text
@@ -28,6 +28,16 @@ class SlotView:
     release: str
     manifest: str
     runs: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ComponentView:
+    """One model beside the device's own, or the agent itself, as the device last said."""
+
+    name: str
+    release: str
+    state: str
+    note: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +68,25 @@ class RequestView:
 
 
 @dataclass(frozen=True, slots=True)
+class AlarmView:
+    """One alarm: `number` is what it is acknowledged by, 0 for one of the keys, which ends with its cause."""
+
+    number: int
+    tone: str
+    text: str
+    raised_at: datetime | None
+    ago: str
+
+
+@dataclass(frozen=True, slots=True)
 class DevicePage:
-    """One device. `facts` are (label, value) pairs of what is known, nothing for what is not."""
+    """One device. `facts` are (label, value) pairs of what is known, nothing for what is not.
+
+    `alarms` are its own, then those of the keys, which hold for every device.
+    """
 
     name: str
+    alarms: tuple[AlarmView, ...]
     headline: str
     tone: str
     health: str
@@ -69,6 +94,7 @@ class DevicePage:
     facts: tuple[tuple[str, str], ...]
     vitals: tuple[tuple[str, str], ...]
     slots: tuple[SlotView, ...]
+    components: tuple[ComponentView, ...]
     requests: tuple[RequestView, ...]
 
 
@@ -83,6 +109,7 @@ def device_page(session: Session, name: str, *, now: datetime) -> DevicePage | N
     health = str(said.get("health") or "")
     return DevicePage(
         name=name,
+        alarms=_alarms(session, name, now=now),
         headline=f"{name}, {reach}. It runs {runs}.",
         tone=_TONES.get(health, "plain") if device.online else "away",
         health=health or "it does not say how it is",
@@ -90,8 +117,21 @@ def device_page(session: Session, name: str, *, now: datetime) -> DevicePage | N
         facts=_facts(device, said),
         vitals=_vitals(said),
         slots=_slots(said),
+        components=_components(said),
         requests=tuple(_request(row, now=now) for row in requests.listed(session, name, limit=RECENT_REQUESTS)),
     )
+
+
+def _alarms(session: Session, name: str, *, now: datetime) -> tuple[AlarmView, ...]:
+    own = (
+        AlarmView(number=row.id, tone="alarm", text=row.text, raised_at=row.raised_at, ago=ago(row.raised_at, now=now))
+        for row in alarms.listed(session, device=name)
+    )
+    keys = (
+        AlarmView(number=0, tone="alarm" if each.expired else "watch", text=each.text, raised_at=None, ago="")
+        for each in trust_status.alarms(session, now)
+    )
+    return (*own, *keys)
 
 
 def _facts(device: Device, said: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
@@ -149,6 +189,23 @@ def _slots(said: Mapping[str, Any]) -> tuple[SlotView, ...]:
         for name, slot in sorted(_mapping(said.get("slots")).items())
         if isinstance(slot, dict)
     )
+
+
+def _components(said: Mapping[str, Any]) -> tuple[ComponentView, ...]:
+    return tuple(
+        ComponentView(
+            name=name,
+            release=str(each.get("release") or ""),
+            state=_word(each),
+            note=str(each.get("last_error") or ""),
+        )
+        for name, each in components_of(said).items()
+    )
+
+
+def _word(said: Mapping[str, Any]) -> str:
+    state, runs = str(said.get("state") or "").replace("_", " "), str(said.get("runs") or "")
+    return f"{state}, {runs}" if runs and runs != "none" else state
 
 
 def _request(row: DeviceRequest, *, now: datetime) -> RequestView:

@@ -1,6 +1,7 @@
 """What the pages show of drift: the findings, which of them are still open, and the evidence of each device now."""
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -9,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from control_plane.fleet_drift import DeviceDrift, FleetDrift, View
 from control_plane.pages.charts import ALARM_LOG10, WATCH_LOG10
-from control_plane.pages.views import ago
+from control_plane.pages.views import ago, running_on
 from control_plane.schema.devices import Device
 from control_plane.schema.telemetry import Finding
 
@@ -60,7 +61,9 @@ def drift(session: Session, seen: View, *, now: datetime) -> DriftView:
     running = _running(session)
     rows = session.scalars(select(Finding).order_by(Finding.id.desc()).limit(RECENT_FINDINGS))
     findings = tuple(_finding(row, running, now=now) for row in rows)
-    evidence = (*(_of_fleet(one) for one in seen.fleets), *(_of_device(one) for one in seen.devices))
+    several = Counter(one.device for one in seen.devices)
+    devices = (_of_device(one, beside=several[one.device] > 1) for one in seen.devices)
+    evidence = (*(_of_fleet(one) for one in seen.fleets), *devices)
     tone, headline, advice = _summary(findings, evidence)
     return DriftView(tone=tone, headline=headline, advice=advice, evidence=evidence, findings=findings)
 
@@ -72,22 +75,23 @@ def _of_fleet(one: FleetDrift) -> EvidenceView:
     return EvidenceView(name=f"all on {one.model}-{one.version}", log10_e=log10_e, tone=tone, note="")
 
 
-def _of_device(one: DeviceDrift) -> EvidenceView:
+def _of_device(one: DeviceDrift, *, beside: bool) -> EvidenceView:
+    name = f"{one.device}, {one.model}" if beside else one.device
     if one.state == "commissioning":
-        return EvidenceView(name=one.device, log10_e=0.0, tone="plain", note="learning")
+        return EvidenceView(name=name, log10_e=0.0, tone="plain", note="learning")
     log10_e = one.log_e / math.log(10)
     tone = "alarm" if log10_e >= ALARM_LOG10 else "watch" if log10_e >= WATCH_LOG10 else "good"
-    return EvidenceView(name=one.device, log10_e=log10_e, tone=tone, note="")
+    return EvidenceView(name=name, log10_e=log10_e, tone=tone, note="")
 
 
-def _running(session: Session) -> dict[str, str]:
+def _running(session: Session) -> dict[str, tuple[str, ...]]:
     rows = session.execute(select(Device.name, Device.reported))
-    return {name: str(reported.get("release", "")) for name, reported in rows}
+    return {name: running_on(reported) for name, reported in rows}
 
 
-def _finding(row: Finding, running: dict[str, str], *, now: datetime) -> FindingView:
+def _finding(row: Finding, running: dict[str, tuple[str, ...]], *, now: datetime) -> FindingView:
     release = f"{row.model}-{row.version}"
-    still = running.get(row.device) == release if row.kind == "local" else release in running.values()
+    asked = [running.get(row.device, ())] if row.kind == "local" else running.values()
     return FindingView(
         kind=row.kind,
         device=row.device,
@@ -97,7 +101,7 @@ def _finding(row: Finding, running: dict[str, str], *, now: datetime) -> Finding
         window=row.window,
         ago=ago(row.found_at, now=now),
         found_at=row.found_at,
-        open=still,
+        open=any(release in each for each in asked),
     )
 
 

@@ -16,7 +16,7 @@ from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from sqlalchemy.orm import Session
 
-from control_plane import fleet_drift
+from control_plane import alarms, fleet_drift, trust_status
 from control_plane.api.context import PlaneDep, SessionDep
 from control_plane.api.operator import require_operator
 from control_plane.pages import charts
@@ -28,6 +28,7 @@ from control_plane.pages.views import RolloutView, fleet, rollouts, timeline
 from control_plane.plane import Plane
 
 router = APIRouter(include_in_schema=False)
+NAMED = 2
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
@@ -97,18 +98,30 @@ _templates.globals.update(
 )
 
 
-def badges(plane: Plane) -> list[tuple[str, str]]:
+def badges(plane: Plane, session: Session, now: datetime) -> list[tuple[str, str]]:
     """Return (tone, text) of what an operator must know about this plane; see the architecture, "Trust"."""
     settings = plane.settings
     broker = "embedded, loopback only" if settings.embedded_broker else settings.public_broker_url
     return [
+        *_alarm_badge(session, now),
         ("watch" if settings.identity == "none" else "plain", f"identity: {settings.identity}"),
         ("plain", f"broker: {broker}") if plane.outgoing.connected else ("alarm", f"broker: not connected ({broker})"),
     ]
 
 
+def _alarm_badge(session: Session, now: datetime) -> list[tuple[str, str]]:
+    """Return how many alarms stand, and of whom: of the first devices, or of the keys."""
+    rows = alarms.listed(session)
+    count = len(rows) + len(trust_status.alarms(session, now))
+    if not count:
+        return []
+    names = list(dict.fromkeys(row.device for row in rows))
+    whose = [*names[:NAMED], *(["others"] if len(names) > NAMED else []), *(["keys"] if count > len(rows) else [])]
+    return [("alarm", f"{count} {'alarm' if count == 1 else 'alarms'}: {', '.join(whose)}")]
+
+
 _READERS: Mapping[str, Callable[[Plane, Session, datetime], Any]] = {
-    "badges": lambda plane, _session, _now: badges(plane),
+    "badges": badges,
     "fleet": lambda _plane, session, now: fleet(session, now=now),
     "devices": lambda _plane, session, now: fleet(session, now=now),
     "drift": lambda plane, session, now: drift(session, fleet_drift.view(plane), now=now),

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import func, select
+from sqlalchemy import exists, func, or_, select
 from sqlalchemy.orm import Session
 
-from control_plane.schema.devices import Device
+from control_plane import alarms
+from control_plane.schema.devices import Device, DeviceComponent
+from control_plane.schema.models import Build
 from control_plane.schema.releases import Deployment, Rollout, Wave
 from control_plane.schema.telemetry import Finding, Window
 from control_plane.schema.work import Event
@@ -122,8 +124,16 @@ def fleet(session: Session, *, now: datetime) -> FleetView:
     devices = tuple(session.scalars(select(Device).order_by(Device.name)))
     accuracy = _recent_accuracy(session)
     drifting = _drifting(session)
+    alarmed = {row.device: alarms.WORDS.get(row.kind, "it has an alarm") for row in alarms.listed(session)}
     views = tuple(
-        _device(device, accuracy.get(device.name, ()), drifting=device.name in drifting, now=now) for device in devices
+        _device(
+            device,
+            accuracy.get(device.name, ()),
+            alarm=alarmed.get(device.name, ""),
+            drifting=device.name in drifting,
+            now=now,
+        )
+        for device in devices
     )
     online = sum(view.online for view in views)
     running: dict[str, int] = {}
@@ -193,9 +203,9 @@ def ago(then: datetime | None, *, now: datetime) -> str:
     return f"{seconds:.0f} s ago"
 
 
-def _device(device: Device, accuracy: tuple[float, ...], *, drifting: bool, now: datetime) -> DeviceView:
+def _device(device: Device, accuracy: tuple[float, ...], *, alarm: str, drifting: bool, now: datetime) -> DeviceView:
     reported = device.reported
-    health, word = _health(device, drifting=drifting)
+    health, word = _health(device, alarm=alarm, drifting=drifting)
     return DeviceView(
         name=device.name,
         profile=device.profile,
@@ -215,50 +225,68 @@ def _device(device: Device, accuracy: tuple[float, ...], *, drifting: bool, now:
     )
 
 
-def _beside(reported: Mapping[str, object]) -> tuple[str, ...]:
+def components_of(reported: Mapping[str, object]) -> dict[str, Mapping[str, object]]:
+    """Return what a device said of its named components, by name."""
     said = reported.get("components")
-    components = said.values() if isinstance(said, dict) else ()
-    releases = (_text(each, "release") for each in components if isinstance(each, dict))
-    return tuple(sorted(filter(None, releases)))
+    found = said.items() if isinstance(said, dict) else ()
+    return {str(name): each for name, each in sorted(found) if isinstance(each, dict)}
 
 
-def _health(device: Device, *, drifting: bool) -> tuple[str, str]:
+def running_on(reported: Mapping[str, object]) -> tuple[str, ...]:
+    """Return the releases that a device said it runs, that of its own model first."""
+    return tuple(filter(None, (_text(reported, "release"), *_beside(reported))))
+
+
+def _beside(reported: Mapping[str, object]) -> tuple[str, ...]:
+    return tuple(sorted(filter(None, (_text(each, "release") for each in components_of(reported).values()))))
+
+
+def _health(device: Device, *, alarm: str, drifting: bool) -> tuple[str, str]:
     """Judge one device: what needs a person first wins."""
-    state = _text(device.reported, "state")
     if device.state == "revoked":
         return "revoked", "revoked"
-    if state in ("failed", "rolling_back"):
-        return "failed", "the last deployment failed" if state == "failed" else "rolling back"
+    # its own model has no name among them
+    phases = {"": _text(device.reported, "state")}
+    phases |= {name: _text(each, "state") for name, each in components_of(device.reported).items()}
+    if trouble := alarm or next(filter(None, map(_failed, phases, phases.values())), ""):
+        return "failed", trouble
     if not device.online:
         return "away", "out of reach; it goes on inferring" if _text(device.reported, "release") else "out of reach"
     if _text(device.reported, "health") == "failing":
         reasons = device.reported.get("reasons")
         return "failed", str(reasons[0]) if isinstance(reasons, list) and reasons else "failing, by its own word"
-    if state not in _SETTLED:
-        return "moving", state.replace("_", " ")
+    if moving := next((each for each in phases.values() if each not in _SETTLED), ""):
+        return "moving", moving.replace("_", " ")
     if drifting:
         return "drifting", "its data left its baseline"
     return "good", "running" if _text(device.reported, "release") else "enrolled, nothing assigned yet"
 
 
+def _failed(component: str, phase: str) -> str:
+    said = {"failed": "the last deployment failed", "rolling_back": "rolling back"}.get(phase, "")
+    return f"{component}: {said}" if component and said else said
+
+
 def _drifting(session: Session) -> set[str]:
-    """Return the devices with a local finding on the model version that they still run."""
+    """Return the devices with a local finding on a model version that they still run."""
     rows = session.execute(select(Finding.device, Finding.model, Finding.version).where(Finding.kind == "local"))
     found = {(device, f"{model}-{version}") for device, model, version in rows}
     running = session.execute(select(Device.name, Device.reported))
-    return {name for name, reported in running if (name, _text(reported, "release")) in found}
+    return {name for name, reported in running if any((name, each) in found for each in running_on(reported))}
 
 
 def _recent_accuracy(session: Session) -> dict[str, tuple[float, ...]]:
-    """Return per device the accuracy of its last windows that had labels, oldest first.
+    """Return per device the accuracy of its own model's last windows that had labels, oldest first.
 
     Only the newest `WINDOWS_READ` windows of the fleet are looked at, so that the page costs the same in every year.
     """
     newest = session.scalar(select(func.max(Window.id))) or 0
     place = func.row_number().over(partition_by=Window.device, order_by=(Window.end.desc(), Window.sequence.desc()))
+    starts = [func.substr(manifest, 1, 16) == Window.manifest for manifest in (Build.manifest, Build.second)]
+    beside = exists().where(DeviceComponent.device == Window.device, Build.model == DeviceComponent.name, or_(*starts))
     recent = (
         select(Window.device, Window.labelled, Window.correct, place.label("place"))
-        .where(Window.labelled > 0, Window.id > newest - WINDOWS_READ)
+        .where(Window.labelled > 0, Window.id > newest - WINDOWS_READ, ~beside)
         .subquery()
     )
     rows = session.execute(

@@ -13,7 +13,11 @@ class OutboxMark(Table):
     """What of one device's epoch has been merged: everything up to `up_to`, and the ranges in `beyond`.
 
     `recent` are the CRCs of the newest entries that are in no table of their own, by number; `conflict` is the lowest
-    number that came twice with different bodies, 0 for none.
+    number that came twice with different bodies, 0 for none. `samples_deleted` counts the rows of samples that went.
+
+    `turn` numbers, over all epochs of a device, the times at which another one than before brought something new: it is
+    the last such time of this one, which last did so at `heard_at`. `returns` is how often it did after a younger one
+    had (`control_plane.clones`).
     """
 
     __tablename__ = "outbox_mark"
@@ -27,6 +31,10 @@ class OutboxMark(Table):
     first_seen: Mapped[datetime]
     recent: Mapped[dict[str, Any]] = mapped_column(default=dict)
     conflict: Mapped[int] = mapped_column(default=0)
+    samples_deleted: Mapped[int] = mapped_column(default=0)
+    turn: Mapped[int] = mapped_column(default=0)
+    returns: Mapped[int] = mapped_column(default=0)
+    heard_at: Mapped[datetime | None]
 
 
 class Window(Table):
@@ -112,3 +120,20 @@ class Sample(Table):
     blob: Mapped[str] = mapped_column(String(64), default="")
     reason: Mapped[str] = mapped_column(default="")
     taken_at: Mapped[datetime]
+
+
+class Alarm(Table):
+    """Something about a device that a person must see to; it stands while `cleared_at` is None.
+
+    `cleared` says by whom or by what it was.
+    """
+
+    __tablename__ = "alarm"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(String(16))
+    device: Mapped[str] = mapped_column(String(63), index=True)
+    text: Mapped[str]
+    detail: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    raised_at: Mapped[datetime]
+    cleared_at: Mapped[datetime | None]
+    cleared: Mapped[str] = mapped_column(default="")

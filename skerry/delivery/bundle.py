@@ -41,7 +41,10 @@ _READ_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a bundle says it is: for which device of which project, which release, made when, usable until when."""
+    """What a bundle says it is: for which device of which project, which release, made when, usable until when.
+
+    `component` is what of the device the release is for: empty for its one model.
+    """
 
     project: str
     device: str
@@ -49,6 +52,7 @@ class Header:
     created: str
     expires: str
     server: str
+    component: str = ""
     format: str = FORMAT
     v: int = VERSION
 

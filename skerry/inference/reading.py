@@ -138,7 +138,7 @@ def _split_body(head: Mapping[str, str], body: memoryview) -> tuple[dict[str, An
     try:
         tree = json.loads(str(body[:length], "utf-8"), parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
-        raise Rejected(f"request: expected JSON, got {bytes(body[: min(length, 40)])!r}") from error
+        raise Rejected(f"request: expected JSON, got {bytes(body[: min(length, 40)])!r}: {str(error)[:160]}") from error
     if not isinstance(tree, dict):
         raise Rejected(f"request: expected an object, got {type(tree).__name__}")
     return tree, body[length:]
@@ -152,14 +152,20 @@ def _length(written: str, *, at_most: int) -> int:
 
 
 def _no_number(text: str) -> float:
-    raise ValueError(f"expected a finite number, got {text}")
+    raise ValueError(f"{text} is no number of JSON; send the tensor with binary_data_size")
 
 
 def _objects(tree: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
-    found = tree.get(key, [])
+    found = _given(tree, key, [])
     if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
         raise Rejected(f"{key}: expected a list of objects, got {_shown(found)}")
     return found
+
+
+def _given(tree: Mapping[str, Any], key: str, default: Any) -> Any:
+    """Return what is optional; clients made from the protocol's schema write null for what they leave out."""
+    found = tree.get(key)
+    return default if found is None else found
 
 
 def _name(tree: Mapping[str, Any], *, among: Mapping[str, Any], already: Mapping[str, Any], what: str) -> str:
@@ -179,7 +185,7 @@ def _read_input(tree: Mapping[str, Any], spec: TensorLike, *, binary: memoryview
     shape = _shape(tree.get("shape"), spec, what=what)
     if binary is None:
         return from_json(tree.get("data"), shape=shape, dtype=spec.dtype, what=what)
-    if "data" in tree:
+    if tree.get("data") is not None:
         raise Rejected(f"{what}: expected data or binary_data_size, got both")
     return from_binary(binary, shape=shape, dtype=spec.dtype, what=what)
 
@@ -192,18 +198,18 @@ def _shape(found: Any, spec: TensorLike, *, what: str) -> tuple[int, ...]:
         and all(size in (-1, got) for size, got in zip(spec.shape, found, strict=True))
     )
     if not fits:
-        raise Rejected(f"{what}: expected the shape {list(spec.shape)} (-1: any), got {_shown(found)}")
+        raise Rejected(f"{what}: expected the shape {list(spec.shape)} (-1: any from 1 on), got {_shown(found)}")
     return tuple(found)
 
 
 def _parameters(tree: Mapping[str, Any], *, what: str) -> dict[str, Any]:
-    found = tree.get("parameters", {})
-    if not isinstance(found, dict) or not all(_is_plain(each) for each in found.values()):
+    found = _given(tree, "parameters", {})
+    if not isinstance(found, dict) or not all(each is None or _is_plain(each) for each in found.values()):
         raise Rejected(f"{what}: expected parameters that are strings, numbers or flags, got {_shown(found)}")
     for key, extension in _REFUSED.items():
         if found.get(key):
             raise Rejected(f"{what}: expected none of {extension}, got the parameter {key}: leave it out")
-    return found
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def _is_plain(value: Any) -> bool:
@@ -239,7 +245,7 @@ def _flag(parameters: Mapping[str, Any], key: str, *, default: bool) -> bool:
 
 
 def _text(tree: Mapping[str, Any], key: str) -> str:
-    text = tree.get(key, "")
+    text = _given(tree, key, "")
     if not isinstance(text, str):
         raise Rejected(f"{key}: expected a string, got {_shown(text)}")
     return text

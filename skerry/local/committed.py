@@ -14,6 +14,7 @@ from skerry.inference.local_socket import SOCKET
 from skerry.runtimes.session import read_model
 from skerry.wire import codec
 from skerry.wire.manifest import Manifest
+from skerry.wire.topics import is_name
 
 VARIABLE = "SKERRY_STATE"
 DEFAULTS = (Path("/var/lib/skerry-agent"), Path("skerry-agent"))
@@ -52,8 +53,7 @@ def find_state(state: str | os.PathLike[str] | None) -> Path:
 def find_slots(state: Path, name: str) -> Path:
     """Return the slots folder of the model `name`: the device's one model, or a component of that name."""
     component = state / "components" / name / "slots"
-    plain = name not in ("", ".", "..") and "/" not in name
-    return component if plain and _exists(component / "pointer.json") else state / "slots"
+    return component if is_name(name) and _exists(component / "pointer.json") else state / "slots"
 
 
 def read_pointer(slots: Path) -> Pointer:
@@ -86,6 +86,11 @@ def read_committed(slots: Path, name: str) -> Committed:
     for attempt in range(_ATTEMPTS):
         pointer = read_pointer(slots)
         place = committed_slot(pointer)
+        if not place and pointer.active and pointer.slot(pointer.active).mark == Mark.PENDING.value:
+            raise Unavailable(
+                f"{slots}: expected a committed model, got one on trial; it is committed after some inferences on its "
+                f"source or over the socket {SOCKET}, or else when its grace is over"
+            )
         if not place:
             raise Unavailable(f"{slots}: expected a committed model, got none; assign {name}, then try again")
         try:
@@ -106,7 +111,11 @@ def _read_slot(folder: Path, slot: Slot, name: str) -> Committed:
     data = _checked(folder / MANIFEST, sha256=slot.manifest)
     manifest = codec.decode(Manifest, data)
     if manifest.model != name:
-        raise Rejected(f"{folder.parent.parent}: expected the model {name}, got {manifest.model}; ask for that one")
+        state = folder.parent.parent
+        here = sorted(
+            {manifest.model, *(each.parent.parent.name for each in state.glob("components/*/slots/pointer.json"))}
+        )
+        raise Rejected(f"{state}: expected the model {name:.80}, got {', '.join(here)}; ask for one that is here")
     file = manifest.file(manifest.model_file)
     return Committed(slot.manifest, manifest, _checked(folder / file.name, sha256=file.sha256))
 

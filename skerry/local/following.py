@@ -160,13 +160,14 @@ class Following:
             if heard is Heard.COUNTED:
                 self._told = dropped
             tally.settle(counted=heard is Heard.COUNTED)
-            if not tally.is_due:
+            # an agent that gives no answer gives none to the next batch either, and a program that ends waits for this
+            if heard is Heard.LOST or not tally.is_due:
                 return
 
     def _stamp(self) -> tuple[int, ...]:
         try:
             found = (find_slots(self._state, self._name) / "pointer.json").stat()
-        except OSError:
+        except (OSError, SkerryError):  # whoever loads it says why
             return ()
         return (found.st_dev, found.st_ino, found.st_mtime_ns)
 

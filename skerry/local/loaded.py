@@ -7,7 +7,7 @@ import math
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -84,6 +84,8 @@ class Loaded:
 
     def run_bound(self, inputs: "Arrays", bound: Bound, *, truth: str | None) -> "Arrays":
         """Run one inference on arrays that are bound to this session."""
+        if truth is not None:
+            truth = _label(truth)
         _, took_us = self._timed(bound.run)
         outputs = bound.outputs
         self.tally.add(inputs, outputs, truth=self.tally.position(truth), latency_us=took_us)
@@ -173,10 +175,17 @@ class Loaded:
 def _truths(truth: Truth, count: int) -> list[str | None]:
     if truth is None:
         return [None] * count
-    truths: list[str | None] = [truth] if isinstance(truth, str) else list(truth)
-    if len(truths) != count:
-        raise Rejected(f"truth: expected {count} labels, one per row, got {len(truths)}")
-    return truths
+    several = [truth] if isinstance(truth, str) or not isinstance(truth, Iterable) else list(truth)
+    if len(several) != count:
+        raise Rejected(f"truth: expected {count} labels, one per row, got {len(several)}")
+    # NumPy's strings are str, and not its type
+    return [None if each is None else str(_label(each)) for each in several]
+
+
+def _label(truth: Any) -> str:
+    if not isinstance(truth, str):
+        raise Rejected(f"truth: expected a label as a string, got {type(truth).__name__} {truth!r:.40}")
+    return truth
 
 
 def _unfit(spec: TensorSpec, array: "Array") -> Rejected:

@@ -73,7 +73,8 @@ class Marker:
     """This process's marker in one folder; `Marker.of` shares it among the models that run here."""
 
     _all: ClassVar[dict[Path, "Marker"]] = {}
-    _all_lock: ClassVar[threading.Lock] = threading.Lock()
+    # one that is taken again: a model that is collected while its thread holds it is forgotten then and there
+    _all_lock: ClassVar[contextlib.AbstractContextManager[bool]] = threading.RLock()
     # where the fault handler writes, once it writes to a file of ours; it is never closed under it
     _trace: ClassVar[int | None] = None
 
@@ -163,7 +164,7 @@ class Marker:
             os.close(descriptor)
         cls._trace = None
         cls._all = {}
-        cls._all_lock = threading.Lock()
+        cls._all_lock = threading.RLock()
 
 
 os.register_at_fork(after_in_child=Marker.forget_parents)

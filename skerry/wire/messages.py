@@ -178,7 +178,10 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Component:
-    """What a device says of one of its named components; the fields mean what those of `Reported` do."""
+    """What a device says of one of its named components; the fields mean what those of `Reported` do.
+
+    `runs` is the word of `RunsReport` for its model; empty for the agent itself, and from an agent that does not say.
+    """
 
     state: str
     release: str = ""
@@ -189,6 +192,7 @@ class Component:
     progress: float = 0.0
     received: int = 0
     stalled: str = ""
+    runs: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from skerry.errors import Rejected
+from skerry.wire import topics
+from skerry.wire.messages import AGENT
 
 COLLECT_LOGS = "collect-logs"  # the last lines of the agent's own log
 SELF_TEST = "self-test"  # replays the golden vectors and looks at what a device depends on
-RESTART_MODEL = "restart-model"  # ends what runs the committed model, and loads it again
+RESTART_MODEL = "restart-model"  # ends what runs the committed model, or that of a component, and loads it again
 RESEND_WINDOW = "resend-window"  # one closed window once more, where it has not been acknowledged
 VERBS = (COLLECT_LOGS, SELF_TEST, RESTART_MODEL, RESEND_WINDOW)
 
@@ -104,10 +106,18 @@ def _manifest(what: str, value: Any) -> str:
     return value
 
 
+def _component(what: str, value: Any) -> str:
+    if not isinstance(value, str) or not topics.is_name(value):
+        raise Rejected(f"{what}: expected a component's name, got {str(value)[:63]!r}; leave it out for the one model")
+    if value == AGENT:
+        raise Rejected(f"{what}: expected one that runs a model, got the agent itself")
+    return value
+
+
 _RULES: Mapping[str, Mapping[str, Callable[[str, Any], Any]]] = {
     COLLECT_LOGS: {"lines": _whole(1, MAX_LINES)},
     SELF_TEST: {},
-    RESTART_MODEL: {},
+    RESTART_MODEL: {"component": _component},
     RESEND_WINDOW: {
         "sequence": _whole(1, (1 << 62)),
         "number": _whole(0, (1 << 62)),

@@ -75,6 +75,11 @@ def test_a_server_with_another_root_is_refused_before_the_token_is_sent(plane: P
         (("device", "create", "Über", "--profile", "x86-64-gateway"), "name: expected"),
         (("device", "invite", "--profile", "x86-64-gateway", "--group", "Lab 1"), "group: expected"),
         (("group", "set", "lab"), "--approve"),
+        (("device", "component", "add", "nobody", "lamps"), "expected one that is enrolled"),
+        (("device", "component", "remove", "nobody", "lamps"), "expected one that is enrolled"),
+        (("device", "request", "nobody", "restart-model", "--arg", "component=lamps"), "expected one that is enrolled"),
+        (("agent", "add", "pyproject.toml", "--profile", "x86-64-gateway"), "expected wheels such as skerry-1.0"),
+        (("bundle", "create", "--device", "nobody", "--release", "x", "--out", "/no/folder/x"), "expected a file in"),
     ],
 )
 def test_a_verb_of_the_fleet_that_cannot_be_done_is_one_line(plane: Plane, command: tuple[str, ...], said: str) -> None:

@@ -82,7 +82,7 @@ def test_sixty_kills_leave_a_device_that_runs_the_last_good_release(shore: Shore
     wait_for(lambda: _agrees(shore, device), why="a twin that agrees", timeout_s=30)
     committed = [(name, version) for name, version in assigned if "committed" in _said(shore, device, name)]
     _check_running(device, committed[-1][1])
-    # each deployment that it heard of was said to have ended, the bad ones never well, the good ones failed for the storm
+    # what it heard of was said to have ended: the bad ones never well, the good ones failed for the storm alone
     heard |= {assigned[-1][0], *(name for name, _ in assigned if _said(shore, device, name))}
     for name, version in [each for each in assigned if each[0] in heard]:
         ends = [each for each in shore.states(device.name, name) if each.state in ("committed", "failed")]

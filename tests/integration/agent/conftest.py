@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import iotcore
-import numpy as np
 import pytest
 
-from skerry.runtimes.arrays import pack
+from agent.link.address import parse_broker
+from agent.link.session import Link
+from agent.link.tls import Credentials
 from tests.integration.agent.ailing import (
     Authority,
     Patient,
@@ -20,7 +21,9 @@ from tests.integration.agent.ailing import (
     serving,
     web_says,
 )
+from tests.integration.agent.links import NONE, WHO
 from tests.integration.agent.shore import LABELS, Device, Shore
+from tests.recordings import write_recording
 from tests.relay import Relay
 
 BROKER_TOML = """
@@ -67,15 +70,7 @@ def shore(broker_port: int, tmp_path: Path) -> Iterator[Shore]:
 @pytest.fixture
 def recording(tmp_path: Path) -> Path:
     """A recording whose truth is known."""
-    rng = np.random.default_rng(3)
-    path = tmp_path / "recording.npz"
-    arrays: dict[str, Any] = {
-        "X": rng.normal(size=(60, 100, 6)).astype(np.float32),
-        "y": rng.integers(0, 3, size=60),
-        "labels": np.array(LABELS),
-    }
-    path.write_bytes(pack(arrays))
-    return path
+    return write_recording(tmp_path / "recording.npz", LABELS)
 
 
 @pytest.fixture
@@ -109,3 +104,20 @@ def patient(tmp_path: Path, authority: Authority) -> Iterator[Patient]:
     asking = server_context(authority, tmp_path, asks=True)
     with serving(broker_says(0), context=asking) as broker, serving(web_says(), context=context) as server:
         yield make_patient(tmp_path / "state", authority, broker_port=broker, server_port=server)
+
+
+@pytest.fixture
+def make_link() -> Iterator[Callable[..., Link]]:
+    """Return a function that makes a link and starts it; all are stopped at the end."""
+    links: list[Link] = []
+
+    def make(url: str, *, credentials: Credentials = NONE, start: bool = True, **more: Any) -> Link:
+        given: dict[str, Any] = {"who": WHO, "will": lambda: b"gone", "reconnect_s": 0.2, "keep_alive_s": 3} | more
+        links.append(Link(parse_broker(url), credentials=credentials, **given))
+        if start:
+            links[-1].start()
+        return links[-1]
+
+    yield make
+    for link in links:
+        link.stop()

@@ -11,6 +11,7 @@ from skerry.wire import codec, topics
 from skerry.wire.manifest import PYTHON, Manifest, describe_file, target_name
 from skerry.wire.messages import AGENT, Assign, Content, Terms
 from tests.integration.agent.shore import PROFILE, PROJECT, Shore, make_artifact
+from tests.tuf_repository import published
 
 
 class SeveralShore(Shore):
@@ -90,9 +91,9 @@ class SeveralShore(Shore):
         director.targets = {}
         for terms, path, manifest in self.assigned[device].values():
             target = TargetFile.from_data(path, manifest, ["sha256"])
-            target.unrecognized_fields["custom"] = asdict(replace(terms, counter=director.version + 1))
+            target.unrecognized_fields["custom"] = asdict(replace(terms, counter=director.targets_version + 1))
             director.targets[path] = target
-        self.say(topics.down(f"{PROJECT}.{device}", "assign"), codec.encode(Assign(metadata=director.publish())))
+        self.say(topics.down(f"{PROJECT}.{device}", "assign"), codec.encode(Assign(metadata=published(director))))
 
     def digest(self, model: str, version: int) -> str:
         """Return the SHA-256 of the manifest of a version."""

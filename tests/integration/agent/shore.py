@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,8 +19,7 @@ import numpy as np
 from onnx import TensorProto, helper
 from paho.mqtt.client import Client, MQTTMessage, MQTTv5
 from paho.mqtt.enums import CallbackAPIVersion
-from securesystemslib.signer import CryptoSigner
-from tuf.api.metadata import Metadata, Root, Snapshot, TargetFile, Targets, Timestamp
+from tuf.api.metadata import TargetFile
 
 from agent.identity.folder import Identity, StateFolder
 from skerry.delivery.sealed import make_key, seal_file, seal_key
@@ -42,6 +40,7 @@ from skerry.wire.manifest import (
 from skerry.wire.messages import Ack, Assign, Content, DeploymentEvent, Index, Outbox, Reported, Terms
 from skerry.wire.report import WindowReport, decode_report
 from tests.device_keys import make_pair
+from tests.tuf_repository import TufRepository, published
 
 PROJECT = "watch"
 PROFILE = "gateway"
@@ -150,49 +149,15 @@ def make_artifact(
     return {**files, "manifest.json": codec.encode(manifest)}
 
 
-class Repository:
-    """One TUF repository with a single key, in memory; `custom` says nothing in the image repository."""
-
-    def __init__(self) -> None:
-        self._signer = CryptoSigner.generate_ed25519()
-        self._expires = datetime.now(UTC).replace(microsecond=0) + timedelta(days=7)
-        root = Root(expires=self._expires, consistent_snapshot=True)
-        for role in ("root", "timestamp", "snapshot", "targets"):
-            root.add_key(self._signer.public_key, role)
-        self.root = self._sign(root)
-        self.targets: dict[str, TargetFile] = {}
-        self.version = 0
-
-    def publish(self) -> dict[str, str]:
-        """Sign the targets as they are, under the next version."""
-        self.version += 1
-        version = self.version
-        targets = Targets(version=version, expires=self._expires, targets=self.targets)
-        snapshot = Snapshot(version=version, expires=self._expires)
-        snapshot.meta["targets.json"].version = version
-        timestamp = Timestamp(version=version, expires=self._expires)
-        timestamp.snapshot_meta.version = version
-        return {
-            "timestamp": self._sign(timestamp),
-            "snapshot": self._sign(snapshot),
-            "targets": self._sign(targets),
-        }
-
-    def _sign(self, signed: Any) -> str:
-        metadata = Metadata(signed)
-        metadata.sign(self._signer)
-        return metadata.to_bytes().decode()
-
-
 class Shore:
     """The control plane of these tests: signs, publishes, listens and acknowledges."""
 
     def __init__(self, port: int, folder: Path, *, user: str = "", password: str = "") -> None:
         self.port = port
         self.folder = folder
-        self.image = Repository()
-        self.directors: dict[str, Repository] = {}
-        self.director_keys = Repository()
+        self.image = TufRepository()
+        self.directors: dict[str, TufRepository] = {}
+        self.director_keys = TufRepository()
         self.reported: dict[str, Reported] = {}
         self.entries: dict[tuple[str, str, int], tuple[str, bytes]] = {}
         self.repeats = 0
@@ -243,7 +208,7 @@ class Shore:
         return self.sealed.setdefault((version, is_second), {})
 
     def publish_image(self) -> None:
-        roles, version = self.image.publish(), self.image.version
+        roles, version = published(self.image), self.image.targets_version
         self.say(topics.tuf(PROJECT, f"{version}.targets"), roles["targets"].encode())
         self.say(topics.tuf(PROJECT, f"{version}.snapshot"), roles["snapshot"].encode())
         self.say(topics.tuf(PROJECT, "timestamp"), roles["timestamp"].encode())
@@ -293,7 +258,7 @@ class Shore:
             terms = measured | terms
         given = Terms(
             device=names or device,
-            counter=director.version + 1,
+            counter=director.targets_version + 1,
             issued="2026-01-01T00:00:00Z",
             deployment=deployment,
             release=f"{MODEL}-{version}",
@@ -302,13 +267,11 @@ class Shore:
         target = TargetFile.from_data(path, manifest or self.artifacts[version]["manifest.json"], ["sha256"])
         target.unrecognized_fields["custom"] = asdict(given)
         director.targets = {path: target}
-        self.say(topics.down(f"{PROJECT}.{device}", "assign"), codec.encode(Assign(metadata=director.publish())))
+        self.say(topics.down(f"{PROJECT}.{device}", "assign"), codec.encode(Assign(metadata=published(director))))
         return deployment
 
-    def _director(self) -> Repository:
-        repository = Repository()
-        repository._signer = self.director_keys._signer
-        return repository
+    def _director(self) -> TufRepository:
+        return TufRepository(signers=self.director_keys.signers)
 
     # --- what is heard
 
@@ -378,7 +341,10 @@ class Device:
             server="https://127.0.0.1:1",
         )
         anchor = Anchor(
-            project=PROJECT, image_root=shore.image.root, director_root=shore.director_keys.root, server_ca=""
+            project=PROJECT,
+            image_root=shore.image.root.decode(),
+            director_root=shore.director_keys.root.decode(),
+            server_ca="",
         )
         key, shore.public_keys[name] = make_pair()
         StateFolder(folder).keep(identity, anchor=codec.encode(anchor), key=key, certificate="", broker_ca="")

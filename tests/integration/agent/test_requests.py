@@ -26,7 +26,7 @@ from control_plane.settings import Settings
 from skerry.wire import codec, topics
 from skerry.wire.messages import Answer, Outbox, Request
 from skerry.wire.requests import unpack_text
-from tests.device_keys import PUBLIC
+from tests.device_rows import enrolled
 from tests.integration.agent.shore import PROJECT, WINDOW_ROWS, Device, Shore, wait_for
 
 pytestmark = [pytest.mark.broker, pytest.mark.parametrize("broker_port", ["mosquitto"], indirect=True)]
@@ -100,21 +100,8 @@ def operator(shore: Shore, device: Device, tmp_path: Path) -> Iterator[Operator]
     """An operator whose control plane knows the device, not yet at work."""
     home = make_home(tmp_path / "home", Settings(project=PROJECT, broker=f"mqtt://127.0.0.1:{shore.port}"))
     plane = open_plane(home.path)
-    now = plane.clock()
     with plane.sessions.begin() as session:
-        session.add(
-            DeviceRow(
-                name=device.name,
-                profile="gateway",
-                group="default",
-                state="enrolled",
-                certificate_serial="1",
-                certificate_expires=now + timedelta(days=30),
-                enrolled_at=now,
-                reported={},
-                public_key=PUBLIC,
-            )
-        )
+        session.add(enrolled(device.name, plane.clock(), profile="gateway"))
     # both hear the outbox and would acknowledge: here the control plane does
     hear = shore._client.on_message
 

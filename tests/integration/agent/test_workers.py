@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import logging
 import os
 import signal
 import socket
@@ -14,8 +15,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
-from agent.inference.frames import NO_SAMPLE, ROW_NUMBER, Request, Verb
+from agent.inference.frames import NO_SAMPLE, ROW_NUMBER, Request, Status, Verb
 from agent.inference.source import shuffled
 from agent.inference.workers import Closed, Crashed, Given, Recording, check_answer, start_worker
 from skerry.errors import Broken, Rejected
@@ -162,6 +164,53 @@ def given(tmp_path: Path) -> Given:
     )
 
 
+def test_inputs_of_unequally_many_rows_are_the_callers_mistake(tmp_path: Path) -> None:
+    names = ("left", "right")
+    graph = helper.make_graph(
+        [helper.make_node("Add", list(names), ["sum"])],
+        "sum",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, (1, 2)) for name in names],
+        [helper.make_tensor_value_info("sum", TensorProto.FLOAT, (1, 2))],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+    files = make_artifact(tmp_path, version=1)
+    manifest = replace(
+        codec.decode(Manifest, files["manifest.json"]),
+        inputs=tuple(TensorSpec(name, (1, 2), "float32") for name in names),
+        outputs=(TensorSpec("sum", (1, 2), "float32"),),
+        observe={},
+        files=tuple(describe_file(name, {**files, "model.onnx": model}[name]) for name in ("model.onnx", "golden.npz")),
+    )
+    (tmp_path / "model.onnx").write_bytes(model)
+    worker = start_worker(Given(codec.encode(manifest), "onnxruntime", tmp_path / "model.onnx"))
+    try:
+        for rows, status in (((2, 2), 200), ((2, 1), 400)):
+            tensors = [
+                {"name": name, "shape": [count, 2], "datatype": "FP32", "data": [1.0] * 2 * count}
+                for name, count in zip(names, rows, strict=True)
+            ]
+            answer = worker.ask(Request(Verb.INFER, b"{}", json.dumps({"inputs": tensors}).encode()), patience_s=30)
+            assert (answer.status, answer.said.get("status")) == (Status.DONE, status), answer
+        assert b"expected equally many rows of each" in bytes(answer.body)
+    finally:
+        worker.close()
+
+
+def test_a_batch_that_takes_too_long_is_refused_before_it_is_taken_for_a_hang(given: Given) -> None:
+    worker = start_worker(replace(given, batch_s=0.2))
+    try:
+        window = {"name": "window", "datatype": "FP32"}
+        for count, status in ((20_000, 400), (2, 200)):
+            tensor = {**window, "shape": [count, 100, 6], "parameters": {"binary_data_size": count * 2400}}
+            text = json.dumps({"inputs": [tensor]}).encode()
+            head = json.dumps({"inference-header-content-length": str(len(text))}).encode()
+            answer = worker.ask(Request(Verb.INFER, head, text + bytes(count * 2400)), patience_s=30)
+            assert (answer.status, answer.said.get("status")) == (Status.DONE, status)
+            assert (b"expected rows for at most 0.2 s, got 20000" in bytes(answer.body)) == (status == 400)
+    finally:
+        worker.close()
+
+
 def test_a_worker_replays_its_golden_vectors_from_files_and_from_memory(given: Given, tmp_path: Path) -> None:
     sealed = replace(given, model=(tmp_path / "model.onnx").read_bytes(), golden=(tmp_path / "golden.npz").read_bytes())
     for each in (given, sealed):
@@ -194,6 +243,13 @@ def test_what_no_worker_can_be_had_for_is_this_machines_trouble(given: Given) ->
         start_worker(replace(given, runtime="abacus"))
     with pytest.raises(Crashed, match="exit code 1"):
         start_worker(replace(given, program=("-c", "raise SystemExit(1)")))
+
+
+def test_what_a_worker_writes_on_standard_error_is_in_the_log(given: Given, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    with pytest.raises(Crashed):
+        start_worker(replace(given, program=("-c", "raise SystemExit('a word')")))
+    wait_for(lambda: "worker: a word" in caplog.messages, why="the line")
 
 
 def test_a_recording_that_is_not_there_says_nothing_about_the_model(given: Given, tmp_path: Path) -> None:

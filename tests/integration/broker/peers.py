@@ -2,8 +2,6 @@
 
 import ssl
 import threading
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,17 +17,7 @@ from paho.mqtt.properties import Properties
 from control_plane.authority import issue, load_authority
 from control_plane.home import write_secret
 from control_plane.plane import utc_now
-
-
-def wait_for(what: Callable[[], Any], *, why: str, timeout_s: float = 10.0) -> Any:
-    """Return the first true value of `what`, or fail."""
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        value = what()
-        if value:
-            return value
-        time.sleep(0.01)
-    raise AssertionError(f"expected {why} within {timeout_s} s")
+from tests.integration.agent.shore import wait_for
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from skerry.wire import topics
+from tests.integration.agent.shore import wait_for
 from tests.integration.broker.conftest import Shop
-from tests.integration.broker.peers import Papers, new_key, papers, wait_for
+from tests.integration.broker.peers import Papers, new_key, papers
 
 pytestmark = pytest.mark.broker
 A, B = "watch.a", "watch.b"

@@ -17,8 +17,9 @@ from control_plane.cli.program import main
 from control_plane.plane import utc_now
 from skerry.wire import topics
 from skerry.wire.codec import MAX_BYTES
+from tests.integration.agent.shore import wait_for
 from tests.integration.broker.conftest import Shop
-from tests.integration.broker.peers import tls, wait_for
+from tests.integration.broker.peers import tls
 
 A = "watch.a"
 

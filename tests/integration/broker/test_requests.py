@@ -3,8 +3,8 @@
 import pytest
 
 from skerry.wire import topics
+from tests.integration.agent.shore import wait_for
 from tests.integration.broker.conftest import Shop
-from tests.integration.broker.peers import wait_for
 
 pytestmark = pytest.mark.broker
 A, B = "watch.a", "watch.b"

@@ -21,8 +21,9 @@ from control_plane.plane import Plane, utc_now
 from control_plane.schema.devices import RevokedCertificate
 from skerry.errors import Broken, Unavailable
 from skerry.wire import topics
+from tests.integration.agent.shore import wait_for
 from tests.integration.broker.conftest import Shop
-from tests.integration.broker.peers import Papers, Peer, tls, wait_for
+from tests.integration.broker.peers import Papers, Peer, tls
 
 pytestmark = pytest.mark.broker
 A = "watch.a"

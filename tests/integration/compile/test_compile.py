@@ -264,3 +264,23 @@ def test_a_model_that_is_no_classifier_is_gated_by_the_error_of_its_outputs() ->
     assert outcome.report.winner.output_error is not None
     assert outcome.artifact is not None
     assert codec.decode(Manifest, outcome.artifact["manifest.json"]).observe == {"features": name}
+
+
+def test_a_model_may_put_out_flags() -> None:
+    rng = np.random.default_rng(1)
+    weights = numpy_helper.from_array(rng.normal(size=(3, 2)).astype(np.float32), "weights")
+    zero = numpy_helper.from_array(np.float32(0), "zero")
+    nodes = [helper.make_node("MatMul", ["x", "weights"], ["y"]), helper.make_node("Greater", ["y", "zero"], ["flag"])]
+    kinds = {"x": (TensorProto.FLOAT, 3), "y": (TensorProto.FLOAT, 2), "flag": (TensorProto.BOOL, 2)}
+    face = [helper.make_tensor_value_info(name, kind, (1, width)) for name, (kind, width) in kinds.items()]
+    graph = helper.make_graph(nodes, "flags", face[:1], face[1:], initializer=[weights, zero])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    rows = Rows({"x": rng.normal(size=(60, 3)).astype(np.float32)})
+    profile = replace(load_profile("x86-64-gateway"), precision=("float32",))
+    outcome = _compile(import_model(model.SerializeToString()), profile, (rows, rows))
+    assert outcome.report.verdict == "passed", outcome.report.reason
+    assert outcome.artifact is not None
+    assert [each.dtype for each in codec.decode(Manifest, outcome.artifact["manifest.json"]).outputs] == [
+        "float32",
+        "bool",
+    ]

@@ -5,19 +5,17 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 
 from control_plane.server import make_home
 from control_plane.settings import Settings
 from control_plane.store import Blobs
-from skerry.runtimes.arrays import pack
 from tests.conftest import Mosquitto, pick_port, wait_for_port
-from tests.integration.agent.shore import Device, Shore
+from tests.integration.agent.shore import LABELS, Device, Shore
 from tests.integration.broker.conftest import make_shop, shop
 from tests.integration.delivery.fetcher import Artifact, Fetcher, Publisher
+from tests.recordings import write_recording
 from tests.relay import Relay, Shape
 
 __all__ = ["make_shop", "shop"]  # fixtures that the sites' tests share with the broker's
@@ -69,9 +67,7 @@ def shore(mosquitto: Mosquitto, tmp_path: Path) -> Iterator[Shore]:
 @pytest.fixture
 def make_device(shore: Shore, tmp_path: Path) -> Iterator[Callable[..., Device]]:
     """Return a function that makes a whole agent, enrolled and not yet started."""
-    recording = tmp_path / "recording.npz"
-    arrays: dict[str, Any] = {"X": np.random.default_rng(3).normal(size=(60, 100, 6)).astype(np.float32)}
-    recording.write_bytes(pack(arrays))
+    recording = write_recording(tmp_path / "recording.npz", LABELS)
     devices: list[Device] = []
 
     def make(name: str = "watch-1", *, port: int = 0) -> Device:

@@ -5,18 +5,16 @@ import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 
 from control_plane.cli.program import main
-from skerry.runtimes.arrays import pack
 from skerry.wire import topics
 from tests.conftest import pick_port, wait_for_port
-from tests.integration.agent.shore import PROJECT, Device, Shore, wait_for
+from tests.integration.agent.shore import LABELS, PROJECT, Device, Shore, wait_for
 from tests.integration.broker.conftest import Shop
 from tests.integration.broker.peers import Peer, tls
+from tests.recordings import write_recording
 from tests.relay import Relay, Shape
 
 pytestmark = [pytest.mark.broker, pytest.mark.long]
@@ -103,9 +101,7 @@ def central(shop: Shop, tmp_path: Path) -> Iterator[Shore]:
 @pytest.fixture
 def devices(site: Site, central: Shore, tmp_path: Path) -> Iterator[list[Device]]:
     """Whole agents with certificates, behind the site; not started."""
-    recording = tmp_path / "recording.npz"
-    arrays: dict[str, Any] = {"X": np.random.default_rng(3).normal(size=(60, 100, 6)).astype(np.float32)}
-    recording.write_bytes(pack(arrays))
+    recording = write_recording(tmp_path / "recording.npz", LABELS)
     devices = []
     for name in DEVICES:
         device = Device(central, name, tmp_path / name, recording)

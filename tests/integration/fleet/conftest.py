@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,9 @@ from control_plane.keys import hold_ceremony, sign_payload
 from control_plane.link import Outgoing
 from control_plane.online_keys import describe_online
 from control_plane.plane import Plane
-from control_plane.schema.devices import Device
 from control_plane.server import make_home, open_plane
 from control_plane.settings import Settings
-from tests.device_keys import PUBLIC
+from tests.device_rows import enrolled
 
 LABELS = ("rest", "lift", "turn")
 STEPS, CHANNELS = 32, 2
@@ -92,21 +91,8 @@ class Coast:
 
     def enrol(self, name: str, profile: str) -> None:
         """Put a device into the registry as enrolment would."""
-        now = self.plane.clock()
         with self.plane.sessions.begin() as session:
-            session.add(
-                Device(
-                    name=name,
-                    profile=profile,
-                    group="default",
-                    state="enrolled",
-                    certificate_serial="1",
-                    certificate_expires=now + timedelta(days=30),
-                    enrolled_at=now,
-                    reported={},
-                    public_key=PUBLIC,
-                )
-            )
+            session.add(enrolled(name, self.plane.clock(), profile=profile))
 
 
 def recordings(*, groups: int, rows: int, seed: int, shift: float = 0.0) -> bytes:

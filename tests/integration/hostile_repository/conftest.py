@@ -3,15 +3,13 @@
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 
-from skerry.runtimes.arrays import pack
 from tests.conftest import Mosquitto
 from tests.integration.agent.shore import LABELS, make_artifact
 from tests.integration.hostile_repository.world import Sea, World
+from tests.recordings import write_recording
 
 MakeWorld = Callable[[str], World]
 
@@ -26,15 +24,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, bytes]
 @pytest.fixture
 def recording(tmp_path: Path) -> Path:
     """Inputs for a whole agent."""
-    rng = np.random.default_rng(3)
-    path = tmp_path / "recording.npz"
-    arrays: dict[str, Any] = {
-        "X": rng.normal(size=(60, 100, 6)).astype(np.float32),
-        "y": rng.integers(0, 3, size=60),
-        "labels": np.array(LABELS),
-    }
-    path.write_bytes(pack(arrays))
-    return path
+    return write_recording(tmp_path / "recording.npz", LABELS)
 
 
 @pytest.fixture

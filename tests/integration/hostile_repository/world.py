@@ -235,14 +235,8 @@ class World:
 
     def assignment(self) -> bytes:
         """Return the assignment as the director's metadata stands, with its later roots."""
-        files = self.director.files
-        version = self.director.targets_version
-        metadata = {
-            "timestamp": files["timestamp.json"],
-            "snapshot": files[f"{self.director.snapshot_version}.snapshot.json"],
-            "targets": files[f"{version}.targets.json"],
-        }
-        metadata |= {name.removesuffix(".json"): data for name, data in files.items() if name.endswith(".root.json")}
+        roots = {name: data for name, data in self.director.files.items() if name.endswith(".root.json")}
+        metadata = self.director.newest() | {name.removesuffix(".json"): data for name, data in roots.items()}
         return codec.encode(Assign(metadata={name: data.decode() for name, data in metadata.items()}))
 
     def _serve(self, repository: str, name: str) -> bytes | None:

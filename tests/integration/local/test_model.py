@@ -1,8 +1,11 @@
 """`skerry.Model` on real runtimes: answers, refusals, swaps and counts."""
 
+import contextlib
+import socket
 import subprocess
 import sys
 import threading
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,9 @@ import skerry
 from agent.fetching.rest import RestVault
 from skerry.delivery.slots import Slots
 from skerry.errors import Broken, Rejected, Unavailable
+from skerry.inference.local_socket import address_of
+from skerry.local.post import Agent
+from skerry.local.tally import BATCH_ROWS
 from skerry.runtimes import open_session
 from skerry.runtimes.session import Refused
 from skerry.wire.manifest import Manifest
@@ -145,6 +151,28 @@ def test_as_many_truths_as_rows_are_expected(state: Path) -> None:
         model(make_windows(3), truth="rest")
 
 
+@pytest.mark.parametrize("truths", [np.array(["rest", "turn", "lift"]), ["rest", np.str_("turn"), "lift"]])
+def test_labels_may_be_numpys_own(state: Path, stub: StubAgent, truths: Any) -> None:
+    commit(state, artifact("onnxruntime"))
+    with skerry.Model("watch", state=state) as model:
+        model(make_windows(3), truth=truths)
+        model(make_windows(1), truth=truths[1])
+    assert Counter(row[-2] for row in stub.rows.elements()) == Counter(
+        LABELS.index(each) for each in [*truths, truths[1]]
+    )
+
+
+def test_a_truth_that_is_no_label_is_refused_and_not_counted_as_wrong(state: Path, stub: StubAgent) -> None:
+    commit(state, artifact("onnxruntime"))
+    with skerry.Model("watch", state=state) as model:
+        for given, truth in ((1, 2), (1, np.int64(2)), (3, np.arange(3)), (3, ["rest", None, 1])):
+            with pytest.raises(Rejected, match=r"truth: expected a label as a string, got int"):
+                model(make_windows(given), truth=truth)  # type: ignore[arg-type]
+        with pytest.raises(Rejected, match=r"truth: expected a label as a string, got int 2"):
+            model.bind(make_windows(1))(truth=2)  # type: ignore[arg-type]
+    assert not stub.rows
+
+
 def test_no_agents_folder_is_said(tmp_path: Path) -> None:
     with pytest.raises(Broken, match=r"expected the state folder of an agent in .*skerry-agent init"):
         skerry.Model("watch", state=tmp_path)
@@ -159,7 +187,7 @@ def test_an_artifact_on_trial_is_not_committed(state: Path) -> None:
     slots = Slots(state / "slots")
     slots.stage(artifact("onnxruntime"), release="r", deployment="d")
     slots.activate()
-    with pytest.raises(Unavailable):
+    with pytest.raises(Unavailable, match=r"got one on trial; .*over the socket serve\.sock"):
         skerry.Model("watch", state=state)
     slots.commit()
     with skerry.Model("watch", state=state) as model:
@@ -171,8 +199,10 @@ def test_an_artifact_on_trial_is_not_committed(state: Path) -> None:
 
 def test_another_models_name_is_said(state: Path) -> None:
     commit(state, artifact("onnxruntime"))
-    with pytest.raises(Rejected, match="expected the model gesture, got watch"):
-        skerry.Model("gesture", state=state)
+    commit(state / "components" / "lamps", with_manifest(artifact("onnxruntime"), model="lamps"))
+    for name in ("gesture", "../watch", "g" * 300, "\0"):
+        with pytest.raises(Rejected, match=r"expected the model .*, got lamps, watch; ask for one that is here"):
+            skerry.Model(name, state=state)
 
 
 def test_a_model_that_is_sealed_at_rest_sends_its_reader_to_the_socket(state: Path) -> None:
@@ -291,6 +321,26 @@ def test_what_cannot_be_loaded_is_said_and_what_runs_runs_on(state: Path) -> Non
         assert model.manifest.version == 2
 
 
+def test_a_folder_that_may_be_read_no_more_is_said_and_what_runs_runs_on(
+    state: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    commit(state, artifact("onnxruntime"))
+    real = Path.stat
+
+    def refuse(path: Path, **options: Any) -> Any:
+        if "components" in path.parts:
+            raise PermissionError(13, "Permission denied")
+        return real(path, **options)
+
+    with skerry.Model("watch", state=state) as model:
+        monkeypatch.setattr(Path, "stat", refuse)
+        wait_until(lambda: model.problem, why="a problem")
+        assert "got no permission" in model.problem
+        assert model(make_windows(1))
+        monkeypatch.undo()
+    assert not any(record.exc_info for record in caplog.records)
+
+
 def test_a_model_that_was_given_up_with_nothing_to_go_back_to_answers_no_more(state: Path) -> None:
     slots = commit(state, artifact("onnxruntime"))
     with skerry.Model("watch", state=state) as model:
@@ -361,6 +411,27 @@ def test_an_agent_that_has_no_room_is_asked_again_and_one_that_refuses_is_not(st
         model(make_windows(7))
         wait_until(lambda: model.dropped == 7, why="the refusal")
     assert sum(stub.rows.values()) == 5
+
+
+def test_an_agent_that_never_answers_does_not_hold_up_a_program_that_ends(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit(state, artifact("onnxruntime"))
+    monkeypatch.setattr("skerry.local.following.Agent", lambda folder: Agent(folder, timeout_s=0.2))
+    with socket.socket(socket.AF_UNIX) as silent, address_of(state / "serve.sock") as address:
+        silent.bind(address)
+        silent.listen(64)
+        silent.settimeout(0.1)
+        with skerry.Model("watch", state=state) as model:
+            for _ in range(10):
+                model(make_windows(BATCH_ROWS))
+        asked = 0
+        with contextlib.suppress(TimeoutError):
+            while True:
+                silent.accept()[0].close()
+                asked += 1
+    assert 1 <= asked <= 5
+    assert model.dropped == 10 * BATCH_ROWS
 
 
 def test_the_socket_may_lie_deeper_than_its_address_is_long(tmp_path: Path) -> None:

@@ -2,15 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import timedelta
 
 import pytest
 
 from control_plane.link import Outgoing
 from control_plane.plane import Plane
-from control_plane.schema.devices import Device
 from control_plane.server import make_home, open_plane
 from control_plane.settings import Settings
+from tests.device_rows import enrolled
 
 
 @pytest.fixture
@@ -18,19 +17,7 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plane]:
     """Return a control plane with the device gull, enrolled."""
     home = make_home(tmp_path_factory.mktemp("plane") / "home", Settings(project="watch"))
     opened = replace(open_plane(home.path), outgoing=Outgoing())
-    now = opened.clock()
     with opened.sessions.begin() as session:
-        session.add(
-            Device(
-                name="gull",
-                profile="x86-64-gateway",
-                group="default",
-                state="enrolled",
-                certificate_serial="1",
-                certificate_expires=now + timedelta(days=30),
-                enrolled_at=now,
-                reported={},
-            )
-        )
+        session.add(enrolled("gull", opened.clock()))
     yield opened
     opened.sessions.kw["bind"].dispose()

@@ -56,6 +56,7 @@ def test_they_install_work_without_a_network_and_purge(machine: Machine) -> None
         assert machine.run("env", path, "python3", "-P", "-c", f"import {absent}", check=False).returncode == 1
     listed = machine.run("dpkg", "-L", "skerry-agent").stdout.splitlines()
     assert "/usr/lib/systemd/system/skerry-agent.service" in listed
+    assert "/usr/share/doc/skerry-agent/device.md" in listed  # the unit names it
     assert (
         machine.run("dpkg-query", "-W", "-f=${Conffiles}", "skerry-agent").stdout.split()[0].startswith("/etc/default/")
     )
@@ -70,7 +71,7 @@ def test_they_install_work_without_a_network_and_purge(machine: Machine) -> None
 
 
 def test_they_are_the_same_bytes_wherever_they_are_built(tmp_path: Path) -> None:
-    parts = ("agent", "control_plane", "converters", "firmware_profiles", "locks", "packaging", "skerry")
+    parts = ("agent", "control_plane", "converters", "docs", "firmware_profiles", "locks", "packaging", "skerry")
     first, second = tmp_path / "here", tmp_path / "somewhere" / "else"
     first.mkdir()
     for part in parts:

@@ -9,15 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from demo import watch
-from demo.__main__ import found_control_plane
-from demo.programs import Programs
 from tests.conftest import Mosquitto
 from tests.integration.packaging.conftest import EPOCH, ROOT, Machine, needed
+from tests.integration.packaging.first_model import PROGRAM, STATE, committed, is_well, lacks_an_enrolment
 
 pytestmark = [pytest.mark.emulator, pytest.mark.timeout(600)]
-PROFILE = "arm64-gateway-512mb"
-STATE = "/var/lib/skerry-agent"
 QEMU = "/qemu-aarch64-static"
 # the agent starts Python again and again, and the kernel here runs no arm64 program: but it runs a script
 STUB = f"""#!{QEMU} /bin/dash
@@ -65,45 +61,14 @@ def board(packages: Callable[[str], Path], tmp_path_factory: pytest.TempPathFact
 
 
 def test_the_image_has_an_agent_that_says_what_it_lacks(board: Machine) -> None:
-    assert board.run("/usr/bin/skerry-agent", "--version").stdout.startswith("skerry-agent 0.")
-    told = board.run("/usr/bin/skerry-agent", "doctor", "--state", STATE, check=False)
-    assert told.returncode == 2
-    assert "run skerry-agent init first" in told.stdout
+    lacks_an_enrolment(board)
 
 
 @pytest.mark.broker
 def test_it_enrols_and_commits_its_first_model(board: Machine, mosquitto: Mosquitto, tmp_path: Path) -> None:
-    with Programs(home=tmp_path / "server", logs=tmp_path / "logs") as programs:
-        found_control_plane(programs, tmp_path / "keys", broker_url=mosquitto.url)
-        windows = watch.load()
-        watch.write(tmp_path / "data.npz", windows, windows.where(wearers=watch.TRAIN_WEARERS, wrist="right"))
-        watch.write(board.root / "tmp/worn.npz", windows, windows.where(wearers=(8,), wrist="right"))
-        (board.root / "tmp/worn.npz").chmod(0o644)
-        programs.skerry("data", "add", "watch", str(tmp_path / "data.npz"))
-        recipe = Path(watch.__file__).with_name("recipe.toml")
-        programs.skerry("model", "train", "watch", "--data", "watch", "--recipe", str(recipe))
-        programs.skerry("model", "compile", "watch", "1", f"--profile={PROFILE}")
-        programs.skerry("release", "create", "watch", "1")
-        programs.skerry("release", "sign", "watch-1", "--keys", str(tmp_path / "keys"))
-
-        join = programs.skerry("device", "invite", "--profile", PROFILE, "--name", "board")["join"]
-        told = board.run("/usr/bin/skerry-agent", "init", join, "--profile", PROFILE, "--state", STATE)
-        assert told.stdout.startswith("enrolled as ")
-        # an emulated worker is slow to load, and its latency says nothing of a device's
-        (board.root / STATE[1:] / "config.toml").write_text("infer_timeout_s = 120.0\nfetch_timeout_s = 30.0\n")
-        run = ("/usr/bin/skerry-agent", "run", "--state", STATE, "--replay", "/tmp/worn.npz", "--rate", "20")
-        with (tmp_path / "agent.log").open("wb") as log:
-            agent = subprocess.Popen([*board.enter, *run, "--event-step", "60"], stderr=log, stdout=log)
-        try:
-            rollout = programs.skerry("rollout", "create", "watch-1", "--wave=all=rest")["id"]
-            done = programs.skerry("rollout", "wait", str(rollout), "--timeout", "300")
-            # one of two: where the board measures both builds, the one that it found faster follows as a second
-            assert {(each["device"], each["state"]) for each in done["deployments"]} == {("board", "committed")}
-            # while it runs, and it is the emulated doctor that looks
-            told = board.run("/usr/bin/skerry-agent", "doctor", "--state", STATE, check=False)
-            assert "ok    model" in told.stdout, told.stdout
-            assert "the agent runs and answers on" in told.stdout
-        finally:
-            agent.terminate()
-            agent.wait(60)
-            print((tmp_path / "agent.log").read_text()[-4000:])
+    # an emulated worker is slow to load, and its latency says nothing of a device's
+    config = "infer_timeout_s = 120.0\nfetch_timeout_s = 30.0\n"
+    start = (PROGRAM, "run", "--state", STATE)
+    with committed(board, mosquitto, tmp_path, profile="arm64-gateway-512mb", start=start, config=config):
+        # while it runs, and it is the emulated doctor that looks
+        is_well(board)

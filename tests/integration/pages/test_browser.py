@@ -9,6 +9,7 @@ import pytest
 from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
 from sqlalchemy import update
 
+from control_plane import alarms
 from control_plane.schema.devices import Device, DeviceRequest
 from control_plane.schema.work import Event
 
@@ -105,6 +106,24 @@ def test_a_lost_server_is_shown_as_offline(page: Page, complaints: list[str]) ->
     expect(page.get_by_role("status")).to_have_text("offline")
     page.context.set_offline(False)
     complaints.clear()  # that Chromium tells of the broken connection is right
+
+
+def test_an_alarm_is_on_the_overview_and_the_devices_page_until_it_is_cleared(page: Page, served: Any) -> None:
+    now = datetime.now(UTC)
+    with served.plane.sessions.begin() as session:
+        alarms.sound(session, alarms.CLONE, "watch-09", f"watch-09 may be cloned: {'0123456789abcdef' * 2}", now=now)
+    expect(page.get_by_text("1 alarm: watch-09")).to_be_visible()
+    expect(page.get_by_role("row").filter(has_text="watch-09").first).to_contain_text("it may be cloned")
+    page.get_by_role("link", name="watch-09").click()
+    told = page.get_by_role("region", name="Alarms")
+    expect(told).to_contain_text("watch-09 may be cloned")
+    expect(told).to_contain_text("skerry alarm acknowledge 1")
+    expect(page.get_by_role("status")).to_have_text("live")
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    with served.plane.sessions.begin() as session:
+        alarms.acknowledge(session, 1, by="operator at 127.0.0.1", now=now)
+    expect(told).to_have_count(0)
 
 
 def test_a_device_has_a_page_that_follows_what_it_is_asked(page: Page, served: Any) -> None:

@@ -201,7 +201,8 @@ def test_over_tcp_nobody_counts_or_rolls_back(serve: Callable[..., Served]) -> N
 
 def test_pages_in_a_browser_are_refused(serve: Callable[..., Served]) -> None:
     served = serve()
-    assert served.ask("POST", INFER, BODY, Origin="http://evil.example").status == 403
+    page = served.ask("POST", INFER, BODY, Origin="http://evil.example")
+    assert (page.status, "a page of 'http://evil.example'" in page.tree["error"]) == (403, True)
     assert served.ask("GET", "/v2", Host="evil.example:80").status == 403
     assert served.ask("GET", "/v2", Host="127.0.0.1.evil.example").status == 403
     for host in ("localhost", "LOCALHOST:1", "127.0.0.1", "[::1]:9"):

@@ -34,6 +34,44 @@ def test_requests_may_be_sent_ahead(serve: Callable[..., Served]) -> None:
     assert heard.count(b"HTTP/1.1 200 OK") == 3
 
 
+def test_who_asks_for_the_head_alone_gets_that_and_the_next_answer_is_its_own(serve: Callable[..., Served]) -> None:
+    served = serve()
+    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=10)
+    for method, path, status in (
+        ("HEAD", "/v2/health/ready", 200),
+        ("HEAD", "/v2/models/watch", 200),
+        ("HEAD", "/v2/nowhere", 404),
+        ("HEAD", INFER, 405),
+        ("GET", "/v2/health/live", 200),
+    ):
+        connection.request(method, path)
+        answer = connection.getresponse()
+        assert (answer.status, int(answer.headers["content-length"]) > 0) == (status, True)
+        assert bool(answer.read()) == (method == "GET")
+    connection.close()
+    # the standard library would not notice a body that belongs to nobody
+    heard = served.say(b"HEAD /v2 HTTP/1.1\r\nHost: localhost\r\n\r\n" * 2)
+    assert heard.count(b"HTTP/1.1 200 OK") == 2
+    assert b"{" not in heard
+
+
+@pytest.mark.parametrize("target", [b"http://localhost/v2/health/live", b"HTTP://127.0.0.1:80/v2/health/live"])
+def test_a_client_may_name_the_server_in_its_first_line(serve: Callable[..., Served], target: bytes) -> None:
+    heard = serve().say(b"GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n" % target)
+    assert heard.startswith(b"HTTP/1.1 200 OK")
+
+
+def test_an_empty_line_before_a_request_is_nothing(serve: Callable[..., Served]) -> None:
+    one = b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % (INFER.encode(), len(BODY))
+    assert serve().say(2 * (one + BODY + b"\r\n")).count(b"HTTP/1.1 200 OK") == 2
+
+
+def test_a_client_may_say_among_other_things_that_it_ends(serve: Callable[..., Served]) -> None:
+    heard = serve().say(b"GET /v2 HTTP/1.1\r\nHost: localhost\r\nConnection: TE, close\r\nTE: trailers\r\n\r\n" * 2)
+    assert heard.count(b"HTTP/1.1 200 OK") == 1
+    assert b"connection: close" in heard
+
+
 def test_old_clients_are_answered(serve: Callable[..., Served]) -> None:
     served = serve()
     heard = served.say(b"GET /v2 HTTP/1.0\r\nConnection: keep-alive\r\n\r\nGET /v2 HTTP/1.0\r\n\r\n")

@@ -1,5 +1,6 @@
 """Where the local face listens, who may stay there, and for how long."""
 
+import contextlib
 import http.client
 import json
 import os
@@ -16,6 +17,7 @@ import pytest
 from agent.local.local_body import Bounds
 from agent.local.serving import Face, parse_serve
 from skerry.errors import Broken
+from skerry.inference.local_socket import connect
 from tests.integration.serving.fake import FakeModels
 from tests.integration.serving.served import POST, Served, held, request_of, until
 
@@ -30,6 +32,15 @@ def test_who_comes_when_all_places_are_busy_waits_and_is_answered(serve: Callabl
         assert served.models.runs == 2
         others.end()
         assert others.statuses == [200, 200, 200]
+
+
+def test_clients_with_time_outs_wait_in_the_queue_too(serve: Callable[..., Served]) -> None:
+    """A unix socket with a full queue sends away whoever connects without blocking, instead of keeping him waiting."""
+    served = serve(bounds=Bounds(connections=1))
+    with contextlib.ExitStack() as stack, held(served) as others:
+        others.begin(1)
+        for _ in range(200):
+            stack.enter_context(connect(served.path, timeout_s=10))
 
 
 def test_the_connection_that_waited_longest_makes_room(serve: Callable[..., Served]) -> None:

@@ -16,10 +16,12 @@ from tests.integration.agent.shore import MODEL, make_artifact
 PROFILE = "x86-64-gateway"
 
 
-def train(home: Path, folder: Path, *, version: int = 1, **options: Any) -> tuple[dict[str, bytes], str]:
+def train(
+    home: Path, folder: Path, *, version: int = 1, model: str = MODEL, **options: Any
+) -> tuple[dict[str, bytes], str]:
     """Put a built and gated version of a model into a home folder; return its files and its manifest's SHA-256."""
     files = make_artifact(folder, version=version, **options)
-    manifest = replace(codec.decode(Manifest, files["manifest.json"]), profile=PROFILE)
+    manifest = replace(codec.decode(Manifest, files["manifest.json"]), profile=PROFILE, model=model)
     files["manifest.json"] = codec.encode(manifest)
     plane = open_plane(home)
     now = plane.clock()
@@ -27,10 +29,10 @@ def train(home: Path, folder: Path, *, version: int = 1, **options: Any) -> tupl
     digest = blobs.pop("manifest.json")
     with plane.sessions.begin() as session:
         bundle = blobs["model.onnx"]
-        session.add(ModelVersion(model=MODEL, version=version, dataset="d", bundle=bundle, trained_at=now))
+        session.add(ModelVersion(model=model, version=version, dataset="d", bundle=bundle, trained_at=now))
         session.add(
             Build(
-                model=MODEL,
+                model=model,
                 version=version,
                 profile=PROFILE,
                 gate="passed",
@@ -43,10 +45,10 @@ def train(home: Path, folder: Path, *, version: int = 1, **options: Any) -> tupl
     return files, digest
 
 
-def release(server: Any, version: int = 1) -> str:
+def release(server: Any, version: int = 1, *, model: str = MODEL) -> str:
     """Stage a release on a running server, and approve it with the offline keys; return its name."""
-    name = f"{MODEL}-{version}"
-    server.post("/v1/releases", {"model": MODEL, "version": version})
+    name = f"{model}-{version}"
+    server.post("/v1/releases", {"model": model, "version": version})
     token = (server.home / "operator.token").read_text().strip()
     url = f"http://127.0.0.1:{server.pages_port}/v1/releases/{name}/payload"
     payload = httpx.get(url, headers={"Authorization": f"Bearer {token}"}, trust_env=False).content

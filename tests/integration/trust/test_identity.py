@@ -6,9 +6,10 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +24,11 @@ from agent.identity.life import Life
 from control_plane.authority import issue, load_authority, read_csr
 from skerry.errors import Rejected, Unavailable
 from skerry.wire.enrolment import Token
+from tests.integration.agent import shore
 
 PROFILE = "x86-64-gateway"
-
-
-def wait_for(what: Callable[[], Any], *, why: str, timeout_s: float = 40.0) -> Any:
-    """Return the first true value of `what`, or fail."""
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if value := what():
-            return value
-        time.sleep(0.05)
-    raise AssertionError(f"expected {why} within {timeout_s} s")
+# a renewal, or what a server tells of a device, is a matter of many seconds
+wait_for = partial(shore.wait_for, timeout_s=40.0)
 
 
 @dataclass

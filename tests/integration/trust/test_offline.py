@@ -1,60 +1,35 @@
 """Offline installs: a stick to the server and back, a device that is adopted as it is, and hostile sticks."""
 
-import hashlib
 import json
 import shutil
 import subprocess
 import sys
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from agent.__main__ import main as agent
-from agent.deployment.runner import read_state
-from control_plane.cli.program import main as skerry
+from agent.identity.folder import StateFolder
+from agent.trust.assignment import Inbox, Mailbox
 from skerry.delivery.bundle import write_bundle
 from tests.integration.agent.shore import wait_for
 from tests.integration.trust.products import PROFILE, release, train
-
-
-@dataclass
-class World:
-    """A server with two releases; one device that is enrolled, one that never was; and their sticks."""
-
-    server: Any
-    folder: Path
-    anchor_sha256: str
-
-    def skerry(self, *arguments: str) -> int:
-        """Run the operators' command line."""
-        return skerry(["--home", str(self.server.home), *arguments])
-
-    def bundle(self, device: str, version: int, *more: str) -> Path:
-        """Write a bundle; return its file."""
-        out = self.folder / f"{device}-{version}-{len(list(self.folder.iterdir()))}.zip"
-        arguments = ["--device", device, "--release", f"strokes-{version}", "--out", str(out)]
-        assert self.skerry("bundle", "create", *arguments, *more) == 0
-        return out
-
-    def enrol(self, name: str) -> Path:
-        """Enrol a device over the network; return its state folder."""
-        join = self.server.post("/v1/devices/invite", {"profile": PROFILE, "name": name})["join"]
-        state = self.folder / name
-        assert agent(["init", join, "--profile", PROFILE, "--state", str(state), "--simulate"]) == 0
-        return state
-
-    def ask(self, name: str) -> tuple[Path, Path]:
-        """Name a device, and let it ask for a bundle; return its state folder and the request."""
-        assert self.skerry("device", "create", name, "--profile", PROFILE) == 0
-        state, request = self.folder / name, self.folder / f"{name}.request"
-        pinned = ["--anchor-sha256", self.anchor_sha256, "--profile", PROFILE, "--simulate"]
-        assert agent(["request", "--out", str(request), *pinned, "--state", str(state)]) == 0
-        return state, request
+from tests.integration.trust.sticks import (
+    Change,
+    World,
+    committed,
+    files,
+    install,
+    of_image,
+    replaced,
+    swapped_blobs,
+    without,
+    without_a_blob,
+)
 
 
 @pytest.fixture(scope="module")
@@ -65,33 +40,18 @@ def world(make_home: Callable[..., Any], tmp_path_factory: pytest.TempPathFactor
     for version in (1, 2):
         train(server.home, folder, version=version)
     train(server.home, folder, version=3, wrong_golden=True)
+    train(server.home, folder, version=5, model="lamps")
+    train(server.home, folder, version=6, model="lamps", wrong_golden=True)
     server.start()
     try:
         anchor = server.hold_ceremony()["anchor_sha256"]
         for version in (1, 2, 3):
             release(server, version)
+        for version in (5, 6):
+            release(server, version, model="lamps")
         yield World(server, folder, anchor)
     finally:
         server.stop()
-
-
-def files(state: Path) -> dict[str, str]:
-    """Return everything in a state folder by the hash of its bytes."""
-    return {
-        str(path.relative_to(state)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(state.rglob("*"))
-        if path.is_file() and path.name != "lock"
-    }
-
-
-def install(state: Path, bundle: Path) -> int:
-    """Install a bundle."""
-    return agent(["install", str(bundle), "--state", str(state)])
-
-
-def committed(state: Path) -> str:
-    """Return which release is committed."""
-    return read_state(state / "lifecycle.json").good.release
 
 
 def test_a_device_that_was_never_online_is_installed_and_then_adopted(
@@ -168,6 +128,96 @@ def test_a_release_that_fails_here_leaves_the_last_good_one(world: World, capfd:
     assert install(state, world.bundle("gull-2", 2)) == 0
 
 
+@pytest.mark.long
+def test_a_model_beside_another_is_installed_into_slots_of_its_own(
+    world: World, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A device that was never online gets its one model, then another beside it, then the next of the first."""
+    state, request = world.ask("tern-6")
+    assert install(state, world.bundle("tern-6", 1, "--request", str(request))) == 0
+    assert world.skerry("device", "component", "add", "tern-6", "lamps") == 0
+    own = {name: digest for name, digest in files(state).items() if name.startswith("slots/")}
+    stick = world.bundle("tern-6", 5, model="lamps")
+    capfd.readouterr()
+
+    assert install(state, stick) == 0
+
+    assert capfd.readouterr().out.startswith("installed lamps-5 (manifest ")
+    assert (committed(state), committed(state, "lamps")) == ("strokes-1", "lamps-5")
+    assert {name: digest for name, digest in files(state).items() if name.startswith("slots/")} == own
+    beside = {name: digest for name, digest in files(state).items() if name.startswith("components/lamps/slots/")}
+    assert len(beside) > 3
+    # nothing is left that would have to be asked of a network
+    for component in ("", "lamps"):
+        assert Inbox(StateFolder(state).component(component).path, Mailbox(state)).pending() is None
+
+    # one that fails leaves both; and the next of the one model leaves the other
+    assert install(state, world.bundle("tern-6", 6, model="lamps")) == 2
+    assert capfd.readouterr().err.splitlines()[-1].endswith("lamps-5 runs on")
+    assert install(state, world.bundle("tern-6", 2)) == 0
+    assert (committed(state), committed(state, "lamps")) == ("strokes-2", "lamps-5")
+
+    # the day the network comes, both are heard of, each as what it is
+    with (state.parent / "tern-6.log").open("wb") as log:
+        process = subprocess.Popen([sys.executable, "-m", "agent", "run", "--state", str(state)], stderr=log)
+    try:
+        wait_for(
+            lambda: (
+                (now := world.server.get("/v1/devices/tern-6"))["online"]
+                and {each["state"] for each in now["deployments"]} == {"committed", "failed"}
+                and any(each["manifest"] for each in now["components"])
+            ),
+            why="the device to come home and say what it did",
+            timeout_s=60,
+        )
+        device = world.server.get("/v1/devices/tern-6")
+    finally:
+        process.terminate()
+        process.wait(20)
+    ends = {each["release"]: (each["state"], each["component"]) for each in device["deployments"]}
+    assert ends == {
+        "strokes-1": ("committed", ""),
+        "strokes-2": ("committed", ""),
+        "lamps-5": ("committed", "lamps"),
+        "lamps-6": ("failed", "lamps"),
+    }
+    assert device["reported"]["release"] == "strokes-2"
+    (lamps,) = device["components"]
+    assert lamps["reported"]["release"] == "lamps-5"
+
+
+@pytest.fixture(scope="module")
+def beside(world: World) -> tuple[Path, Path]:
+    """Return a state folder with two components, and a stick for the named one."""
+    state, request = world.ask("tern-7")
+    assert install(state, world.bundle("tern-7", 1, "--request", str(request))) == 0
+    assert world.skerry("device", "component", "add", "tern-7", "lamps") == 0
+    return state, world.bundle("tern-7", 5, model="lamps")
+
+
+@pytest.mark.parametrize(
+    ("named", "says"),
+    [
+        ("", "expected all files of strokes-1"),
+        ("doors", "expected an assignment of a release for doors, got another one; nothing was changed"),
+        ("agent", "got one of the agent"),
+        ("../lamps", "expected a component's name, got '../lamps'"),
+    ],
+)
+def test_a_stick_that_says_it_is_for_another_component_changes_nothing(
+    beside: tuple[Path, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str], named: str, says: str
+) -> None:
+    state, stick = beside
+    with zipfile.ZipFile(stick) as archive:
+        members = {each: archive.read(each) for each in archive.namelist()}
+    change = replaced("bundle.json", b'"component":"lamps"', f'"component":"{named}"'.encode())
+    with (tmp_path / "stick.zip").open("wb") as file:
+        write_bundle(file, change(members))
+
+    refuses(state, tmp_path / "stick.zip", says, capfd)
+    assert not (state / "components").exists()
+
+
 @pytest.fixture(scope="module")
 def sticks(world: World) -> dict[str, tuple[Path, Path]]:
     """Return state folders and their bundles: of an enrolled device, and of one that has only asked."""
@@ -179,51 +229,6 @@ def sticks(world: World) -> dict[str, tuple[Path, Path]]:
         "new": (new, world.bundle("tern-2", 1, "--request", str(request))),
         "other": (other, world.bundle("gull-4", 1)),
     }
-
-
-Change = Callable[[dict[str, bytes]], Mapping[str, bytes]]
-
-
-def replaced(name: str, old: bytes, new: bytes) -> Change:
-    """Change the bytes of a member."""
-
-    def change(members: dict[str, bytes]) -> dict[str, bytes]:
-        assert old in members[name]
-        return {**members, name: members[name].replace(old, new)}
-
-    return change
-
-
-def swapped_blobs(members: dict[str, bytes]) -> dict[str, bytes]:
-    """Give each sealed file the bytes of another."""
-    blobs = sorted(name for name in members if name.startswith("blob/"))
-    return members | {name: members[other] for name, other in zip(blobs, [*blobs[1:], blobs[0]], strict=True)}
-
-
-def without_a_blob(members: dict[str, bytes]) -> dict[str, bytes]:
-    """Leave the longest sealed file out."""
-    longest = max((name for name in members if name.startswith("blob/")), key=lambda name: len(members[name]))
-    return {name: data for name, data in members.items() if name != longest}
-
-
-def of_image(role: str, old: bytes, new: bytes) -> Change:
-    """Change a signed file of the image repository."""
-
-    def change(members: dict[str, bytes]) -> Mapping[str, bytes]:
-        (name,) = (each for each in members if each.startswith("tuf/") and each.endswith(role))
-        return replaced(name, old, new)(members)
-
-    return change
-
-
-def without(name: str) -> Change:
-    """Leave a member out."""
-
-    def change(members: dict[str, bytes]) -> dict[str, bytes]:
-        assert name in members
-        return {each: data for each, data in members.items() if each != name}
-
-    return change
 
 
 NAMES, KEPT, OTHERS = "expected names of a bundle", "nothing was changed", "names, got another"

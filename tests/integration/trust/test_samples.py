@@ -101,7 +101,7 @@ def test_a_device_sends_what_the_offline_keys_let_it_and_that_can_be_had_as_a_fi
     wait_for(lambda: sea.outbox()["samples"] >= 6, why="the samples of three windows", timeout_s=30)
 
     out = sea.folder / "samples.npz"
-    assert sea.run("device", "samples", NAME, "--out", str(out)) == 0
+    assert sea.run("sample", "export", NAME, "--out", str(out)) == 0
     arrays = unpack(out.read_bytes(), what="samples")
     kept, windows = arrays["window"], arrays["sample.window"]
     assert (kept.dtype, kept.shape[1:]) == (np.float32, (100, 6))
@@ -123,16 +123,24 @@ def test_a_device_sends_what_the_offline_keys_let_it_and_that_can_be_had_as_a_fi
 
     # page by page, and no more than asked for
     last = int(arrays["sample.id"][2])
-    assert sea.run("device", "samples", NAME, "--out", str(out), "--after", str(last), "--most", "1") == 0
+    assert sea.run("sample", "export", NAME, "--out", str(out), "--after", str(last), "--most", "1") == 0
     assert unpack(out.read_bytes(), what="samples")["sample.id"].tolist() == [int(arrays["sample.id"][3])]
-    assert sea.run("device", "samples", NAME, "--out", str(out), "--model", "doors") == 2
+    assert sea.run("sample", "export", NAME, "--out", str(out), "--model", "doors") == 2
+
+    # who read which is in the timeline, and what is deleted is gone from the store
+    events = [each for each in sea.server.get("/v1/events?limit=1000") if each["kind"] == "samples"]
+    read = [each["data"]["numbers"] for each in events if each["data"].get("action") == "read"]
+    assert arrays["sample.id"].tolist() in read
+    assert sea.run("sample", "delete", NAME, str(last)) == 0
+    assert sea.run("sample", "export", NAME, "--out", str(out)) == 0
+    assert last not in unpack(out.read_bytes(), what="samples")["sample.id"].tolist()
 
 
 def test_without_a_policy_no_input_leaves_the_device(sea: Sea, device: Path) -> None:
     release(sea.server)
     roll_out(sea)
     assert (sea.outbox()["samples"], sea.outbox()["quarantined"]) == (0, 0)
-    assert sea.run("device", "samples", NAME, "--out", str(sea.folder / "samples.npz")) == 2
+    assert sea.run("sample", "export", NAME, "--out", str(sea.folder / "samples.npz")) == 2
 
 
 def test_the_policy_is_shown_and_half_a_one_is_refused(sea: Sea, capsys: pytest.CaptureFixture[str]) -> None:

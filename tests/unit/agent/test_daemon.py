@@ -1,9 +1,11 @@
 """The daemon's conversation: what is heard is durable before the broker hears so, and nothing said wrong is final."""
 
+import socket
 import subprocess
 import sys
 import threading
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +23,7 @@ from agent.trust.assignment import Inbox
 from agent.trust.metadata import RetainedMetadata
 from agent.upkeep.disk import Disk
 from skerry.errors import Broken, Unavailable
+from skerry.inference.local_socket import SOCKET, connect
 from skerry.wire import codec, topics
 from skerry.wire.enrolment import Anchor
 
@@ -42,6 +45,21 @@ def daemon(tmp_path: Path) -> Daemon:
     folder = StateFolder(tmp_path)
     folder.keep(IDENTITY, anchor=codec.encode(ANCHOR), key=b"", certificate="", broker_ca="")
     return Daemon(folder, Config())
+
+
+def test_a_port_that_another_program_has_costs_no_more_than_the_port(daemon: Daemon, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        config = Config(serve=f"127.0.0.1:{taken.getsockname()[1]}")
+        daemon._ground = replace(daemon._ground, config=config)
+        daemon._start_serving()
+    try:
+        with connect(tmp_path / SOCKET, timeout_s=10) as client:
+            client.sendall(b"GET /v2/health/live HTTP/1.0\r\n\r\n")
+            assert client.recv(1000).startswith(b"HTTP/1.1 200 OK")
+    finally:
+        assert daemon._face is not None
+        daemon._face.stop()
+    assert "choose another port" in daemon._problem()
 
 
 def test_an_assignment_that_the_disk_refused_is_kept_before_it_is_settled(
@@ -157,8 +175,21 @@ def test_an_index_that_says_nothing_is_asked_for_again(index: bytes) -> None:
         source.fetch("image", "2.root.json", limit=1000)
 
 
-def test_a_daemon_holds_in_memory_what_it_uses() -> None:
-    needless = ("asyncio", "http.server", "numpy", "statistics", "tomllib", "zipfile")
-    program = f"import sys, agent.__main__, agent.daemon; sys.exit(' '.join({{*{needless}}} & {{*sys.modules}}) or 0)"
-    done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True)
+HELD_BY_NO_DAEMON = (
+    *("asyncio", "calendar", "http.server", "inspect", "ipaddress", "numpy", "pickle", "shutil", "statistics"),
+    *("sysconfig", "tempfile", "tomllib", "traceback", "urllib.request", "uuid", "zipfile"),
+)
+HELD_BY_NO_WORKER = (
+    *("_hashlib", "csv", "ipaddress", "logging", "pickle", "platform", "random", "ssl", "subprocess", "zipfile"),
+)
+
+
+@pytest.mark.parametrize(
+    ("program", "needless"),
+    [("agent.__main__, agent.daemon", HELD_BY_NO_DAEMON), ("agent.inference.worker, numpy", HELD_BY_NO_WORKER)],
+)
+def test_a_process_holds_in_memory_what_it_uses(program: str, needless: tuple[str, ...]) -> None:
+    loaded = "{name for name, module in sys.modules.items() if hasattr(module, '__file__')}"
+    code = f"import sys, {program}; sys.exit(' '.join({{*{needless}}} & {loaded}) or 0)"
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")

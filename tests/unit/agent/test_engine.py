@@ -1,131 +1,21 @@
 """The inference loop with a worker of one line: trials, windows, callers, and a disk that refuses."""
 
+import math
 import struct
 import threading
 from pathlib import Path
 
 import pytest
 
-from agent.config import Config
 from agent.deployment.lifecycle import Kind
-from agent.inference.engine import MAX_CALLERS, Engine
+from agent.inference.engine import MAX_CALLERS
 from agent.inference.feeds import Lines
-from agent.inference.feeds import Rows as RecordedRows
 from agent.inference.frames import Answer, Request, Status, Verb
-from agent.inference.supervisor import Running
 from agent.inference.trial import Decision, Terms
-from agent.inference.workers import Closed, Crashed
-from agent.local.serving_port import UNKNOWN, Rows
-from agent.telling.outbox import OutboxFile
-from skerry.drift.reference import build_monitor
+from agent.local.serving_port import Rows
 from skerry.errors import Broken, Rejected, Unavailable
-from skerry.runtimes.session import Signature
-from skerry.wire.manifest import Manifest, TensorSpec
 from skerry.wire.messages import Ack
-from skerry.wire.report import WindowReport, decode_report
-
-TERMS = Terms(inferences=5, latency_budget_ms=1000.0, grace_s=60.0)
-WIDTH = 5
-MANIFEST = Manifest(
-    model="strokes",
-    version=1,
-    profile="gateway",
-    runtime="onnxruntime",
-    model_file="m",
-    golden_file="g",
-    gate_file="r",
-    inputs=(TensorSpec("window", (1, 2), "float32"),),
-    outputs=(),
-    labels=("rest", "lift"),
-    tolerances={},
-    observe={"features": "f", "probabilities": "p"},
-    monitor=build_monitor(
-        {"mean": [index / 50 for index in range(100)]},
-        categories={"prediction": ["rest", "lift"] * 50},
-        confidence=[0.5 + index / 200 for index in range(100)],
-        window_n=10,
-    ).to_json(),
-    files=(),
-    latency_budget_ms=1.0,
-    created="",
-)
-
-
-def row(*, truth: float = 0.0) -> bytes:
-    """Return a row as a worker counts it: one feature, prediction, confidence, truth, latency."""
-    return struct.pack(f"<{WIDTH}d", 0.5, 0, 0.75, truth, 100.0)
-
-
-class Stub:
-    """A worker without a process."""
-
-    signature = Signature(inputs=(), outputs=())
-
-    def __init__(self) -> None:
-        self.ended = ""
-        self.growth_bytes = 0
-        self.status = Status.DONE
-        self.reason = ""
-        self.ends = 0
-        self.asked: list[Request] = []
-
-    def ask(self, request: Request, *, patience_s: float) -> Answer:
-        assert patience_s > 0
-        if self.ended:
-            raise Closed("it was closed")
-        self.asked.append(request)
-        if self.ends:
-            self.ends -= 1
-            raise Crashed("a crash of the runtime by SIGSEGV")
-        if self.status != Status.DONE:
-            return Answer(self.status, {"reason": self.reason})
-        if request.verb == Verb.INFER:
-            said = {"status": 200, "headers": {"content-type": "text/plain"}}
-            return Answer(Status.DONE, said, Rows(WIDTH, row(truth=UNKNOWN)), b"answer")
-        return Answer(Status.DONE, rows=Rows(WIDTH, row()))
-
-    def close(self, *, now: bool = False) -> None:  # noqa: ARG002 -- the port's
-        self.ended = "it was closed"
-
-
-class Bench:
-    """An engine on a bench: one inference per turn, no thread."""
-
-    def __init__(self, folder: Path, *, event_step_s: float = 60.0) -> None:
-        self.stub = Stub()
-        self.started: list[Stub] = []
-        self.outbox = OutboxFile(folder / "outbox.db")
-        self.decisions: list[Decision] = []
-        self.troubles: list[tuple[Kind, str]] = []
-        self.decided = threading.Event()
-        self.engine = Engine(
-            config=Config(event_step_s=event_step_s, save_rows=3, rate=0.0),
-            source=RecordedRows(),
-            outbox=self.outbox,
-            on_decision=lambda _manifest, decision: self._decide(decision),
-            on_trouble=lambda _manifest, kind, reason: self.troubles.append((kind, reason)),
-        )
-
-    def _decide(self, decision: Decision) -> None:
-        self.decisions.append(decision)
-        self.decided.set()
-
-    def infer(self, count: int) -> None:
-        for _ in range(count):
-            self.engine._due = 0.0
-            self.engine.turn()
-
-    def running(self, digest: str = "ab" * 32) -> Running:
-        def reopen() -> Stub:
-            self.started.append(Stub())
-            return self.started[-1]
-
-        self.stub = Stub()
-        return Running(worker=self.stub, manifest=MANIFEST, digest=digest, reopen=reopen)
-
-    def windows(self) -> list[WindowReport]:
-        rows = self.outbox._db.execute("select body from outbox where kind = 'window' order by sequence").fetchall()
-        return [decode_report(body) for (body,) in rows]
+from tests.unit.agent.engine_bench import MANIFEST, TERMS, WIDTH, Bench, row
 
 
 @pytest.fixture
@@ -242,6 +132,13 @@ def test_a_request_that_neither_of_them_can_answer_says_nothing_about_the_one_on
     assert bench.engine.infer("strokes", "", head={}, body=b"{}").manifest == "cd" * 32
 
 
+def test_an_input_that_is_no_number_is_the_callers_affair(bench: Bench) -> None:
+    bench.engine.switch(bench.running())
+    bench.stub.status, bench.stub.reason = Status.NO_INPUT, "input: expected finite values, got NaN"
+    with pytest.raises(Rejected, match="expected finite values"):
+        bench.engine.infer("strokes", "", head={}, body=b"{}")
+
+
 def test_what_is_committed_is_started_again_and_asked_the_same_once_more(bench: Bench) -> None:
     bench.engine.switch(bench.running())
     bench.stub.ends = 1
@@ -339,7 +236,8 @@ def test_rows_of_a_program_are_counted_if_they_are_of_what_is_committed(bench: B
 
     assert bench.engine.observe("ab" * 32, Rows(WIDTH, row() * 12))
     assert not bench.engine.observe("cd" * 32, Rows(WIDTH, row()))
-    for rows in (Rows(WIDTH + 1, bytes(8 * (WIDTH + 1))), Rows(WIDTH, struct.pack("<5d", 0, 9, 0.5, 0, 1))):
+    wrong = [struct.pack("<5d", 0, *each) for each in ((9, 0.5, 0, 1), (0, 0.5, 0, math.nan), (0, 0.5, 0, math.inf))]
+    for rows in (Rows(WIDTH + 1, bytes(8 * (WIDTH + 1))), *(Rows(WIDTH, each) for each in wrong)):
         with pytest.raises(Rejected):
             bench.engine.observe("ab" * 32, rows)
 
@@ -379,6 +277,18 @@ def test_lines_are_taken_when_they_arrive_and_the_oldest_go_first(tmp_path: Path
 
     assert [bytes(request.body) for request in bench.stub.asked] == [b"%d" % number for number in range(44, 300)]
     assert lines.dropped == 44
+
+
+def test_a_bad_line_holds_up_none_of_the_good_ones_behind_it(tmp_path: Path) -> None:
+    bench, lines = Bench(tmp_path), Lines()
+    bench.engine._source = lines
+    bench.engine.switch(bench.running())
+    bench.stub.status, bench.stub.reason = Status.NO_INPUT, "input: expected a line of JSON"
+    for _ in range(3):
+        lines.offer(b"x")
+        bench.engine.turn()
+    assert len(bench.stub.asked) == 3
+    assert "expected a line of JSON" in bench.engine.problem
 
 
 # --- time, disk
@@ -450,3 +360,10 @@ def test_the_loop_infers_until_it_is_stopped(bench: Bench) -> None:
     assert bench.engine.alive
     bench.engine.stop()
     assert not bench.engine.alive
+
+
+def test_what_stopping_leaves_unanswered_is_no_trouble(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    bench.engine.switch(bench.running())
+    bench.engine.stop()
+    bench.engine._ask(Request(Verb.NEXT))
+    assert (bench.engine.problem, caplog.messages) == ("", [])

@@ -4,11 +4,15 @@ import io
 import json
 import logging
 import os
+import subprocess
 import sys
 from datetime import datetime
 from pathlib import Path
 
-from agent.upkeep.logs import JSON, MAX_CHARS, TEXT, is_journal, make_formatter
+import pytest
+
+from agent.__main__ import main
+from agent.upkeep.logs import FORMATS, JSON, MAX_CHARS, TEXT, is_journal, make_formatter
 
 
 def record(message: str, *args: object, level: int = logging.WARNING) -> logging.LogRecord:
@@ -53,6 +57,27 @@ def test_each_line_for_the_journal_has_its_priority_and_no_time() -> None:
     for level, priority in levels.items():
         assert formatter.format(record("said", level=level)) == f"<{priority}>said"
     assert all(line.startswith("<3>") for line in formatter.format(failed()).splitlines())
+
+
+def test_the_last_line_is_one_of_the_form_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    logging_before = logging.getLogger().handlers[:], logging.getLogger().level
+    try:
+        for form in FORMATS:
+            assert main(["status", "--state", str(tmp_path / "none"), "--log-format", form]) == 2
+    finally:
+        logging.getLogger().handlers[:], level = logging_before
+        logging.getLogger().setLevel(level)
+    plain, structured = capsys.readouterr().err.splitlines()
+    assert plain.startswith("skerry-agent: ")
+    assert (json.loads(structured)["level"], plain.endswith(json.loads(structured)["message"])) == ("error", True)
+
+
+def test_a_path_that_the_locale_cannot_write_is_no_trouble(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "agent", "doctor", "--state", str(tmp_path / "é")]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (2, "")
+    assert r"\xe9, got none" in done.stdout
 
 
 def test_a_line_is_bounded() -> None:

@@ -280,3 +280,25 @@ def test_options_win_over_the_file_and_unknown_settings_are_named(tmp_path: Path
     (tmp_path / "config.toml").write_text("seed = 1979-05-27\n")
     with pytest.raises(Rejected, match="seed: expected int"):
         read_config(tmp_path, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('rate = "x"', "config.toml: rate: expected float"),
+        ("rate = -1", "config.toml: rate: expected 0 or more"),
+        ("infer_timeout_s = 1e300", "config.toml: infer_timeout_s: expected at most 604800 s"),
+        ("[budgets.lamps]\ndisk = 3", "config.toml: budgets.lamps: expected settings that there are, got disk"),
+        ("[budgets]\nlamps = 3", "config.toml: budgets.lamps: expected an object"),
+        ("sorce = 3", "config.toml: expected settings that there are, got sorce"),
+    ],
+)
+def test_a_mistake_in_the_file_is_said_by_file_and_setting(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "config.toml").write_text(text)
+    with pytest.raises(Rejected, match=says):
+        read_config(tmp_path, {})
+
+
+def test_a_file_with_a_mark_of_its_byte_order_is_read(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("\ufeffseed = 3\n", encoding="utf-8")
+    assert read_config(tmp_path, {}).seed == 3

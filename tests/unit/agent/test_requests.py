@@ -1,6 +1,5 @@
 """Remote requests on the device: done once, answered once, never when they may not be."""
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +13,7 @@ from agent.config import Config
 from agent.remote.again import find_window
 from agent.remote.answered import KEPT, AnsweredRing
 from agent.remote.inbox import MAX_WAITING, Requests
-from agent.remote.journal import MAX_LINE_BYTES, MAX_LINES, Journal
+from agent.remote.journal import Journal
 from agent.remote.verbs import make_verbs, run_self_test
 from agent.telling.outbox import OutboxFile
 from skerry.errors import Broken, Rejected, Unavailable
@@ -23,14 +22,10 @@ from skerry.wire.messages import Ack, Answer, Request
 from skerry.wire.report import WindowReport, encode_report
 from skerry.wire.requests import (
     COLLECT_LOGS,
-    MAX_TEXT_BYTES,
     RESEND_WINDOW,
     RESTART_MODEL,
     SELF_TEST,
     VERBS,
-    check_request,
-    pack_text,
-    unpack_text,
 )
 
 NOW = 1_000_000.0
@@ -182,6 +177,11 @@ def test_what_the_agent_was_doing_when_it_ended_is_not_done_twice(bench: Bench) 
         ({"verb": COLLECT_LOGS, "args": {"lines": 0}}, "expected a whole number from 1"),
         ({"verb": COLLECT_LOGS, "args": {"path": "/etc/shadow"}}, "expected lines, got path"),
         ({"verb": RESEND_WINDOW}, "either sequence or number"),
+        ({"verb": RESTART_MODEL, "args": {"component": "../x"}}, "expected a component's name, got '../x'"),
+        ({"verb": RESTART_MODEL, "args": {"component": ""}}, "leave it out for the one model"),
+        ({"verb": RESTART_MODEL, "args": {"component": 7}}, "expected a component's name, got '7'"),
+        ({"verb": RESTART_MODEL, "args": {"component": "agent"}}, "got the agent itself"),
+        ({"verb": SELF_TEST, "args": {"component": "lamps"}}, "expected no arguments, got component"),
         ({"only_repeat": True}, "nothing was done"),
     ],
 )
@@ -290,8 +290,8 @@ def test_a_disk_that_refuses_leaves_the_request_with_the_broker(bench: Bench, mo
 def test_a_model_is_not_restarted_over_and_over(tmp_path: Path) -> None:
     restarts: list[str] = []
 
-    def restart() -> str:
-        restarts.append("watch-1")
+    def restart(component: str) -> str:
+        restarts.append(component)
         return "watch-1"
 
     outbox = OutboxFile(tmp_path / "outbox.db")
@@ -304,10 +304,10 @@ def test_a_model_is_not_restarted_over_and_over(tmp_path: Path) -> None:
         publish=lambda _: None,
     )
 
-    assert verbs[RESTART_MODEL]({}) == {"runs": "watch-1"}
+    assert verbs[RESTART_MODEL]({"component": "lamps"}) == {"runs": "watch-1"}
     with pytest.raises(Rejected, match="between two"):
         verbs[RESTART_MODEL]({})
-    assert len(restarts) == 1
+    assert restarts == ["lamps"]
     with pytest.raises(Rejected, match="acknowledged or given up"):
         verbs[RESEND_WINDOW]({"sequence": 3})
     outbox.close()
@@ -325,94 +325,6 @@ def test_the_end_of_the_agent_ends_a_self_test(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(Broken, match="expected a table of checks"):
         run_self_test(tmp_path, stopping=stopping)
     assert time.monotonic() - began < 20
-
-
-# --- the log
-
-
-def journal_of(*lines: str, secrets: tuple[str, ...] = ()) -> list[str]:
-    journal = Journal(secrets=lambda: secrets)
-    log = logging.getLogger("skerry.agent.test")
-    log.addHandler(journal)
-    for line in lines:
-        log.warning("%s", line)
-    log.removeHandler(journal)
-    return journal.last(MAX_LINES)
-
-
-@pytest.mark.parametrize(
-    "secret",
-    [
-        "proxy http://gull:hunter2secret@proxy:3128 refused",
-        "join https://skerry:8443#hunter2secret:" + "ab" * 32,
-        "sent Authorization: Bearer hunter2secret",
-        "password=hunter2secret and so on",
-        "token: hunter2secret",
-        "-----BEGIN EC PRIVATE KEY-----\nhunter2secret\n-----END EC PRIVATE KEY-----",
-        "held hunter2secret somewhere",
-    ],
-)
-def test_no_secret_gets_into_the_log(secret: str) -> None:
-    (line,) = journal_of(secret, secrets=("", "hunter2secret") if "held" in secret else ())
-
-    assert "hunter2secret" not in line
-    assert "[hidden]" in line
-
-
-def test_what_is_no_secret_stays_as_it_is() -> None:
-    (line,) = journal_of("broker mqtts://broker:8883: the connection was lost; trying again, inference goes on")
-
-    assert line.endswith("broker mqtts://broker:8883: the connection was lost; trying again, inference goes on")
-
-
-def test_the_log_is_bounded() -> None:
-    kept = journal_of(*("x" * 1000 for _ in range(MAX_LINES + 500)))
-
-    assert len(kept) <= MAX_LINES
-    assert max(map(len, kept)) <= MAX_LINE_BYTES
-
-
-def test_short_text_travels_plain_and_long_text_compressed() -> None:
-    short, long = ["one", "two"], [f"{number} {'line' * 5}" for number in range(MAX_LINES)]
-
-    assert pack_text(short) == {"lines": 2, "left_out": 0, "text": "one\ntwo"}
-    packed = pack_text(long)
-    assert len(packed["zlib"]) <= MAX_TEXT_BYTES
-    assert unpack_text(packed) == "\n".join(long)
-    assert pack_text([]) == {"lines": 0, "left_out": 0, "text": ""}
-
-
-def test_what_does_not_compress_loses_its_oldest_lines() -> None:
-    import random
-
-    dice = random.Random(1)
-    lines = [f"{dice.getrandbits(1600):0400x}" for _ in range(500)]
-
-    packed = pack_text(lines)
-
-    assert len(packed["zlib"]) <= MAX_TEXT_BYTES
-    assert 0 < packed["lines"] < 500
-    assert packed["lines"] + packed["left_out"] == 500
-    assert unpack_text(packed).splitlines()[-1] == lines[-1]
-
-
-@pytest.mark.parametrize("result", [{}, {"zlib": "????"}, {"zlib": "AAAA"}, {"zlib": 7}])
-def test_a_text_that_is_none_is_refused(result: dict[str, Any]) -> None:
-    with pytest.raises(Rejected, match="answer: expected a text"):
-        unpack_text(result)
-
-
-def test_a_bomb_is_refused() -> None:
-    import base64
-    import zlib
-
-    with pytest.raises(Rejected, match="at most"):
-        unpack_text({"zlib": base64.b64encode(zlib.compress(bytes(5 << 20))).decode()})
-
-
-def test_numbers_are_read_from_text_too() -> None:
-    assert check_request(COLLECT_LOGS, {"lines": "20"}) == {"lines": 20}
-    assert check_request(RESEND_WINDOW, {"number": "0", "manifest": "abcd"}) == {"number": 0, "manifest": "abcd"}
 
 
 # --- windows

@@ -28,7 +28,7 @@ from agent.telling.outbox import OutboxFile
 from skerry.errors import Broken
 from skerry.wire.manifest import NO_SAMPLES, SamplePolicy
 from skerry.wire.sample import Sample, decode_sample
-from tests.unit.agent.test_engine import MANIFEST, TERMS, WIDTH, Bench, Stub, row
+from tests.unit.agent.engine_bench import MANIFEST, TERMS, WIDTH, Bench, Stub, row
 
 POLICY = SamplePolicy(rows_per_window=2, inputs=("window",), max_bytes=8)
 ALLOWING = replace(MANIFEST, samples=POLICY)

@@ -2,6 +2,8 @@
 
 import io
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 
 from agent.config import Config
-from agent.inference.feeds import MAX_LINE_BYTES, Stdin, Topic, open_source
+from agent.inference.feeds import MAX_LINE_BYTES, MAX_WAITING, Lines, Stdin, Topic, open_source
 from agent.inference.feeds import Rows as RecordedRows
 from agent.inference.source import ReplaySource, Sample, read_line, read_recording, shuffled
 from agent.inference.workers import Recording
@@ -79,7 +81,8 @@ def test_a_recording_that_is_finished_while_it_is_read_is_read_again(
         {"left": np.zeros((3, 2), np.float32), "right": np.zeros((4, 2), np.float32)},
         {"left": np.array(["a", "b"])},
         {"left": np.zeros((0, 2), np.float32)},
-        {"X": np.zeros((3, 2), np.float64)},
+        {"X": np.zeros((3, 2), np.complex64)},
+        {"X": np.zeros((0, 2), np.float32)},
         {"X": np.zeros((3, 2), np.float32), "y": np.zeros(2, np.int64)},
         {"X": np.zeros((1, 2), np.float32), "y": np.array([9]), "labels": np.array(LABELS)},
         {"X": np.zeros((1, 2), np.float32), "y": np.array([0]), "labels": np.array([["rest"]])},
@@ -130,6 +133,10 @@ PAIR = (TensorSpec("left", (1, 2), "float32"), TensorSpec("right", (1, 1), "int8
         (VECTOR, "a,b\n1,2\n3,4\n", {"window": [[1, 2], [3, 4]]}, [None, None]),
         (VECTOR, "y,window.0,window.1\nrest,1,2\nlift,3,4\n", {"window": [[1, 2], [3, 4]]}, ["rest", "lift"]),
         (PAIR, "left.0,y,right,left.1\n1,0,9,2\n3,1,8,4\n", {"left": [[1, 2], [3, 4]], "right": [[9], [8]]}, [0, 1]),
+        # as spreadsheets write it
+        (VECTOR, "\ufeffy,a,b\r\nrest,1,2\r\n\r\nlift,3,4\r\n\r\n", {"window": [[1, 2], [3, 4]]}, ["rest", "lift"]),
+        (VECTOR, "time,window.0,window.1,note\n12:00,1,2,\n12:01,3,4,x\n", {"window": [[1, 2], [3, 4]]}, [None, None]),
+        (VECTOR, "window.1,window.0\n2,1\n4,3\n", {"window": [[1, 2], [3, 4]]}, [None, None]),
     ],
 )
 def test_a_table_is_a_recording(
@@ -149,13 +156,51 @@ def test_a_table_is_a_recording(
 
 
 @pytest.mark.parametrize(
-    "text", ["", "a,b\n", "a,b\n1,x\n", "a,b\n1\n", "a,b,c\n1,2,3\n", "y\n1\n", 'a,b\n"1,2\n', "a,window.0\n1,2\n"]
+    "text",
+    [
+        "",
+        "\n1,2\n",
+        "1,2\n3,4\n",
+        "a,b\n",
+        "a,b\n1,x\n",
+        "a,b\n1\n",
+        "a,b,c\n1,2,3\n",
+        "y\n1\n",
+        'a,b\n"1,2\n',
+        "a,window.0\n1,2\n",
+    ],
 )
 def test_what_is_no_table_for_a_model_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "r.csv").write_text(text)
 
     with pytest.raises(Rejected, match="expected"):
         read_recording(tmp_path / "r.csv", VECTOR)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [("3,", "line 4: .* ''"), ("3,4,5", "line 4: .* 3 of 2"), ("3,x", "line 4: .* 'x'"), ("3;4", "line 4: .* 1 of 2")],
+)
+def test_the_line_that_is_wrong_in_a_table_is_named(tmp_path: Path, line: str, says: str) -> None:
+    (tmp_path / "r.csv").write_text(f"a,b\n1,2\n\n{line}\n5,6\n")
+    with pytest.raises(Rejected, match=says):
+        read_recording(tmp_path / "r.csv", VECTOR)
+
+
+def test_rows_are_given_in_the_models_own_dtype_and_what_does_not_fit_is_no_input(tmp_path: Path) -> None:
+    """A recording of another shape or dtype said that the model was at fault, and ended its trial."""
+    (tmp_path / "r.csv").write_text("left.0,left.1,right\n1,2,3\n1,2,3.5\n1,2,300\n1,2,nan\n")
+    table = read_recording(tmp_path / "r.csv", PAIR)
+    assert table.sample(0).inputs(PAIR)["right"].tolist() == [[3]]
+    for row in (1, 2, 3):
+        with pytest.raises(Rejected, match=r"expected right of shape \(1, 1\) .* and int8"):
+            table.sample(row).inputs(PAIR)
+
+    double = Sample(values={"X": np.array([[0.1, 2]])}, truth=None).inputs(VECTOR)["window"]
+    assert (double.dtype, double.tolist()) == (np.float32, [[np.float32(0.1), 2.0]])
+    for array in (np.zeros((1, 3), np.float32), np.zeros(1, np.float32), np.zeros((1, 2, 1), np.float32)):
+        with pytest.raises(Rejected, match=r"expected window of shape \(1, 2\)"):
+            Sample(values={"X": array}, truth=None).inputs(VECTOR)
 
 
 def test_a_line_of_json_is_a_row() -> None:
@@ -168,8 +213,9 @@ def test_a_line_of_json_is_a_row() -> None:
             read_line(line, VECTOR)
     with pytest.raises(Rejected, match="right too"):
         read_line(b'{"left": [1, 2]}', PAIR).inputs(PAIR)
-    with pytest.raises(Rejected, match="expected right"):
-        read_line(b'{"left": [1, 2], "right": 700}', PAIR)
+    for number in ("700", "1.5", "null", '"3"'):
+        with pytest.raises(Rejected, match="expected right"):
+            read_line(b'{"left": [1, 2], "right": %s}' % number.encode(), PAIR)
 
 
 # --- feeds
@@ -185,6 +231,14 @@ def test_a_source_is_named_in_one_line(tmp_path: Path) -> None:
     topic, _ = open_source(Config(source="mqtt://127.0.0.1:1884/site/a%20b"))
     assert isinstance(topic, Topic)
     assert (topic._host, topic._port, topic._topic) == ("127.0.0.1", 1884, "site/a b")
+
+    secret, _ = open_source(Config(source="mqtt://me:s%20t@localhost/site/+/rows/#"))
+    assert isinstance(secret, Topic)
+    assert (secret._port, secret._topic, secret._user, secret._password) == (1883, "site/+/rows/#", "me", "s t")
+    for wanted in ("mqtt://me:secret@127.0.0.1/a/#/b", "mqtt://me:secret@10.0.0.7/a+"):
+        with pytest.raises(Rejected, match="expected") as refused:
+            open_source(Config(source=wanted))
+        assert "secret" not in str(refused.value)
 
     for wanted in ("", "csv:none.csv", f"csv:{tmp_path}/r.npz", "mqtt://10.0.0.7/x", "mqtt://127.0.0.1", "mqtt://[::1"):
         with pytest.raises(Rejected, match="expected"):
@@ -203,3 +257,27 @@ def test_standard_input_is_read_line_by_line_and_a_line_too_long_is_dropped_whol
         assert request is not None
         assert request.body == expected
     assert (source.take(), source.dropped) == (None, 1)
+
+
+def test_lines_that_are_lost_are_told_of_in_the_log_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    lines = Lines()
+    for _ in range(MAX_WAITING + 300):
+        lines.offer(b"{}")
+    (record,) = caplog.records
+    assert "expected at most 256 lines to wait for the model, got more" in record.getMessage()
+
+
+def test_a_closed_standard_input_is_one_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    source = Stdin()
+    source.start(lambda: None)
+    deadline = time.monotonic() + 10
+    while not source.problem and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert "got its end" in source.problem
+
+
+def test_a_topic_says_why_nothing_comes(free_port: Callable[[], int]) -> None:
+    source = Topic("127.0.0.1", free_port(), "rows")
+    source.start(lambda: None)
+    assert "expected the broker at 127.0.0.1:" in source.problem

@@ -1,106 +1,34 @@
 """The trust decision: only what both repositories say, for this device, and never backwards."""
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from securesystemslib.signer import CryptoSigner
-from tuf.api.exceptions import DownloadHTTPError
-from tuf.api.metadata import DelegatedRole, Delegations
-from tuf.ngclient.fetcher import FetcherInterface
 
 from agent.identity.enrol import make_key_and_request
 from agent.trust.assignment import ask_child
-from agent.trust.decision import judge
-from agent.trust.floor import parse_moment, read_floor
 from agent.trust.metadata import Bounds, HeldMetadata
-from agent.trust.question import DIRECTOR, IMAGE, Held, Judgement, Question, Verdict
+from agent.trust.question import Held
 from agent.trust.repository import find_target, open_repository
 from control_plane.authority import issue, load_authority, make_authorities, read_csr
 from skerry.errors import Broken
-from skerry.wire.enrolment import Anchor
-from skerry.wire.manifest import GRANTED_UNTIL, NO_SAMPLES, SamplePolicy
-from skerry.wire.messages import Terms
 from tests.tuf_repository import TufRepository, now, sign
-
-PATH = "models/strokes/1/gateway/manifest.json"
-OTHER = "models/lamps/1/gateway/manifest.json"
-NOW = now()
-ISSUED = NOW.strftime("%Y-%m-%dT%H:%M:%SZ")
-TERMS = Terms(device="watch-1", counter=1, issued=ISSUED, deployment="d1", release="strokes-1")
-STRANGER = CryptoSigner.generate_ed25519()
-DAY = 86400.0
-
-
-class Serving(FetcherInterface):
-    """Fetches from a dictionary."""
-
-    def __init__(self, files: dict[str, bytes]) -> None:
-        self._files = files
-
-    def _fetch(self, url: str) -> Iterator[bytes]:
-        name = url.rsplit("/", 1)[-1]
-        if name not in self._files:
-            raise DownloadHTTPError(f"{name}: expected a file, got none", 404)
-        return iter([self._files[name]])
-
-
-class Case:
-    """Two repositories that agree, and a device that asks."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.image = TufRepository()
-        self.director = TufRepository()
-        self.clock = NOW.timestamp()
-        self.held: tuple[Held, ...] = ()
-        self.refuse_automatic = False
-        self.image.add(PATH, b"manifest")
-        self.image.publish()
-        self.certificate = ""
-        self.anchor = Anchor("watch", self.image.root.decode(), self.director.root.decode(), server_ca="")
-        self.assign()
-
-    def assign(
-        self, *, path: str = PATH, data: bytes = b"manifest", terms: Terms | None = TERMS, **changed: Any
-    ) -> None:
-        """Let the director assign; the counter is the version unless it is given."""
-        counter = {"counter": self.director.targets_version + 1}
-        custom = asdict(replace(terms, **(counter | changed))) if terms else None
-        self.director.targets.clear()
-        self.director.add(path, data, custom=custom)
-        self.director.publish()
-
-    @property
-    def question(self) -> Question:
-        """What the device asks."""
-        return Question(
-            anchor=self.anchor,
-            device="watch-1",
-            folder=str(self.folder),
-            clock=self.clock,
-            held=self.held,
-            refuse_automatic=self.refuse_automatic,
-            certificate=self.certificate,
-        )
-
-    def ask(self) -> Verdict:
-        """Return the verdict on what both repositories serve now."""
-        return self.judge().of("")
-
-    def judge(self) -> Judgement:
-        """Return what is decided on all that both repositories serve now."""
-        return judge(self.question, image=Serving(self.image.files), director=Serving(self.director.files))
-
-
-@pytest.fixture
-def case(tmp_path: Path) -> Case:
-    """Two repositories that agree on a first assignment."""
-    return Case(tmp_path / "trust")
+from tests.unit.agent.trust_case import (
+    DAY,
+    NOW,
+    OTHER,
+    PATH,
+    STRANGER,
+    TERMS,
+    Case,
+    Serving,
+    automatic,
+    held_of,
+    refused,
+)
 
 
 def test_what_both_repositories_list_for_this_device_is_trusted(case: Case) -> None:
@@ -110,12 +38,6 @@ def test_what_both_repositories_list_for_this_device_is_trusted(case: Case) -> N
     assert (verdict.terms, verdict.path, verdict.length) == (TERMS, PATH, len(b"manifest"))
     assert len(verdict.sha256) == 64
     assert case.ask() == verdict
-
-
-def held_of(case: Case) -> HeldMetadata:
-    """Return both repositories as files that are here already."""
-    named = {IMAGE: case.image.files, DIRECTOR: case.director.files}
-    return HeldMetadata({(which, name): data for which, files in named.items() for name, data in files.items()})
 
 
 def test_a_process_of_its_own_gives_the_same_verdict(case: Case) -> None:
@@ -188,13 +110,6 @@ def test_a_forger_is_refused(case: Case, which: str) -> None:
     refused(case, "timestamp")
 
 
-def refused(case: Case, reason: str) -> None:
-    """Expect a refusal for good."""
-    verdict = case.ask()
-    assert (verdict.ok, verdict.later) == (False, False), verdict
-    assert reason in verdict.reason
-
-
 def test_an_older_assignment_is_refused_after_a_newer_one(case: Case) -> None:
     older = dict(case.director.files)
     case.assign()
@@ -233,181 +148,6 @@ def test_a_root_chain_longer_than_one_start_is_walked_to_its_end(case: Case) -> 
     case.image.publish()
 
     assert case.ask().ok
-    assert case.ask().ok
-
-
-# -- time
-
-
-def test_a_clock_in_1970_installs_what_is_fresh_and_refuses_what_had_expired_by_the_floor(case: Case) -> None:
-    case.clock = 0.0
-    assert case.ask().ok
-    assert read_floor(case.folder) == parse_moment(ISSUED)
-
-    # the director is fresh; the image repository is a frozen one that only a clock in 1970 finds alive
-    case.image.expires = NOW - timedelta(seconds=1)
-    case.image.publish()
-    verdict = case.ask()
-
-    assert (verdict.ok, verdict.later) == (False, True)
-    assert "the latest moment that an assignment proved" in verdict.reason
-
-
-def test_the_very_first_assignment_lifts_the_moment_by_which_the_image_repository_is_judged(case: Case) -> None:
-    case.clock = 0.0
-    case.image.expires = NOW - timedelta(days=1)
-    case.image.publish()
-
-    assert case.ask().later
-    assert read_floor(case.folder) == 0.0
-
-
-def test_a_clock_stepped_back_makes_nothing_fresh_again(case: Case) -> None:
-    assert case.ask().ok
-    case.director.expires = NOW - timedelta(hours=1)
-    case.assign()
-    case.clock -= 30 * DAY
-
-    assert case.ask().later
-
-
-def test_a_clock_ten_years_ahead_refuses_says_so_and_leaves_nothing_behind(case: Case) -> None:
-    assert case.ask().ok
-    case.assign()
-    case.clock += 3650 * DAY
-
-    ahead = case.ask()
-    assert (ahead.ok, ahead.later) == (False, True)
-    assert "if that clock is ahead, set it" in ahead.reason
-    assert NOW.strftime("%Y-%m-%d") in ahead.reason
-
-    case.clock -= 3650 * DAY
-    assert case.ask().ok
-
-
-@pytest.mark.parametrize("clock", [-1.0, 1e18])
-def test_a_clock_that_no_calendar_has_does_not_end_the_judge(case: Case, clock: float) -> None:
-    case.clock = clock
-    assert case.ask().ok is (clock < 0)
-
-
-def test_a_director_cannot_claim_a_moment_at_which_the_offline_targets_have_expired(case: Case) -> None:
-    case.director.expires = NOW + timedelta(days=9000)
-    case.assign(issued="2050-01-01T00:00:00Z")
-
-    assert case.ask().later
-    assert read_floor(case.folder) == 0.0
-    case.assign()
-    assert case.ask().ok
-
-
-def test_a_floor_counts_no_longer_once_the_directors_keys_are_replaced(case: Case) -> None:
-    # whoever held the online keys of both repositories pushed the floor as far as the offline targets reach
-    case.image.expires = case.director.expires = NOW + timedelta(days=300)
-    case.image.publish()
-    case.assign(issued=(NOW + timedelta(days=299)).strftime("%Y-%m-%dT%H:%M:%SZ"))
-    assert case.ask().ok
-    case.image.expires = case.director.expires = NOW + timedelta(days=7)
-    case.image.publish()
-    case.assign()
-    assert case.ask().later, "the floor holds while its witness does"
-
-    key = [CryptoSigner.generate_ed25519()]
-    for role in ("timestamp", "snapshot", "targets"):
-        case.director.rotate(role, key)
-    case.assign()
-
-    case.ask()  # learns the new root, still by the old floor
-    assert case.ask().ok
-    assert read_floor(case.folder) == parse_moment(ISSUED)
-
-
-# -- roles that sign online
-
-
-def automatic(
-    case: Case, *, paths: tuple[str, ...] = ("models/strokes/*/*/*",), lists: str = PATH, **options: Any
-) -> None:
-    """Let `automatic-strokes` list a target, and the director assign it."""
-    case.image.targets.clear()
-    case.image.delegate("automatic-strokes", paths, **options)
-    case.image.add(lists, b"manifest", role="automatic-strokes")
-    case.image.publish()
-    case.assign(path=lists)
-
-
-def test_an_automatic_release_of_its_model_is_trusted(case: Case) -> None:
-    automatic(case)
-    assert case.ask().ok
-
-
-@pytest.mark.parametrize(("ends", "trusted"), [(timedelta(hours=1), True), (timedelta(0), False)])
-def test_a_grant_ends_when_the_offline_keys_said_whatever_its_own_key_signs(
-    case: Case, ends: timedelta, trusted: bool
-) -> None:
-    automatic(case, expires=NOW + timedelta(days=300))
-    until = (NOW + ends).strftime("%Y-%m-%dT%H:%M:%SZ")
-    case.image.delegations[-1].unrecognized_fields[GRANTED_UNTIL] = until
-    case.image.publish()
-    case.assign(path=PATH)
-    case.held = (Held(PATH, hashlib.sha256(b"manifest").hexdigest()),)
-
-    verdict = case.ask()
-
-    # it says nothing about what was installed while it lasted
-    assert (verdict.ok, verdict.later, verdict.revoked) == (trusted, not trusted, ())
-    assert trusted or f"got one that ended {until}" in verdict.reason
-
-
-def test_a_device_may_refuse_automatic_releases(case: Case) -> None:
-    automatic(case)
-    case.refuse_automatic = True
-    refused(case, "which this device refuses")
-
-
-def test_an_automatic_role_lists_nothing_of_another_model_even_where_it_was_granted_too_much(case: Case) -> None:
-    automatic(case, paths=("models/*/*/*/*",), lists=OTHER)
-    refused(case, "to list models/strokes/ alone")
-
-
-def test_an_automatic_role_lists_nothing_outside_its_paths(case: Case) -> None:
-    automatic(case, lists=OTHER)
-    refused(case, "among its targets, got none")
-
-
-def test_an_automatic_role_cannot_pass_its_right_on(case: Case) -> None:
-    automatic(case)
-    mine = case.image.delegated["automatic-strokes"]
-    mine.targets.clear()
-    helper = CryptoSigner.generate_ed25519()
-    further = DelegatedRole("helper", [helper.public_key.keyid], 1, True, paths=["models/strokes/*/*/*"])
-    mine.delegations = Delegations({helper.public_key.keyid: helper.public_key}, roles={"helper": further})
-    case.image.delegate("helper", ["nothing"])
-    case.image.delegated["helper"].signers = [helper]
-    case.image.delegations.pop()
-    case.image.add(PATH, b"manifest", role="helper")
-    case.image.publish()
-    refused(case, "got it from helper")
-
-
-def test_an_expired_delegation_is_waited_for_and_revokes_nothing(case: Case) -> None:
-    automatic(case)
-    digest = case.ask().sha256
-    case.held = (Held(path=PATH, sha256=digest),)
-    case.image.delegated["automatic-strokes"].expires = NOW - timedelta(days=1)
-    case.image.publish()
-
-    verdict = case.ask()
-
-    assert (verdict.later, verdict.revoked, verdict.listed) == (True, (), ())
-
-
-def test_the_offline_targets_come_before_a_delegated_role(case: Case) -> None:
-    automatic(case)
-    case.image.add(PATH, b"manifest")
-    case.image.publish()
-    case.refuse_automatic = True
-
     assert case.ask().ok
 
 
@@ -506,41 +246,3 @@ def sign_as_targets(case: Case) -> bytes:
     from tuf.api.metadata import Snapshot
 
     return sign(Snapshot(version=2, expires=case.image.expires), case.image.signers["targets"])
-
-
-# -- what may leave the device
-
-
-LEAVES = {"samples": {"rows_per_window": 2, "inputs": ["window"], "max_bytes": 100}}
-POLICY = SamplePolicy(2, ("window",), 100)
-
-
-def test_what_the_offline_targets_let_leave_the_device_comes_with_the_verdict(case: Case) -> None:
-    assert case.ask().samples == NO_SAMPLES
-    case.image.add(PATH, b"manifest", custom=LEAVES)
-    case.image.publish()
-    digest = case.ask().sha256
-    case.held = (Held(path=PATH, sha256=digest),)
-
-    verdict = case.ask()
-
-    assert (verdict.samples, verdict.allowed) == (POLICY, {digest: POLICY})
-    assert ask_child(case.question, held_of(case)) == case.judge()
-
-
-def test_what_an_online_key_lets_leave_the_device_counts_for_nothing(case: Case) -> None:
-    automatic(case)
-    case.image.add(PATH, b"manifest", role="automatic-strokes", custom=LEAVES)
-    case.image.publish()
-    case.held = (Held(path=PATH, sha256=case.ask().sha256),)
-
-    verdict = case.ask()
-
-    assert (verdict.ok, verdict.samples, verdict.allowed) == (True, NO_SAMPLES, {})
-
-
-@pytest.mark.parametrize("said", [7, {"rows_per_window": -1}, {"inputs": "window"}, {"max_bytes": 1 << 40}])
-def test_a_policy_that_cannot_be_read_lets_nothing_leave(case: Case, said: object) -> None:
-    case.image.add(PATH, b"manifest", custom={"samples": said})
-    case.image.publish()
-    assert (case.ask().ok, case.ask().samples) == (True, NO_SAMPLES)

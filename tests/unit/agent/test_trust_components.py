@@ -11,7 +11,7 @@ from agent.trust.assignment import ask_child
 from agent.trust.decision import DECOMMISSION
 from agent.trust.floor import read_floor
 from skerry.wire.messages import Terms
-from tests.unit.agent.test_trust import ISSUED, NOW, OTHER, PATH, TERMS, Case, held_of
+from tests.unit.agent.trust_case import ISSUED, NOW, OTHER, PATH, TERMS, Case, held_of
 
 LAMPS = Terms(device="watch-1", counter=1, issued=ISSUED, deployment="d2", release="lamps-1", component="lamps")
 

@@ -79,6 +79,10 @@ def facts(**values: object) -> Facts:
     return replace(Facts(committed=True, runs=RunsReport(word="up"), vitals=Vitals()), **values)  # type: ignore[arg-type] # by name
 
 
+def beside(**values: str) -> Facts:
+    return facts(beside={"lamps": Component(**{"state": "committed", "manifest": "ab" * 32, **values})})  # type: ignore[arg-type] # by name
+
+
 @pytest.mark.parametrize(
     ("known", "word", "reason"),
     [
@@ -102,6 +106,11 @@ def facts(**values: object) -> Facts:
         (facts(failed=True), DEGRADED, "the last deployment failed"),
         (facts(desired_refused="metered: ..."), DEGRADED, "desired configuration: metered"),
         (facts(runs=RunsReport(word="restarting")), DEGRADED, "the model is being restarted"),
+        (beside(runs="up"), OK, ""),
+        (beside(runs="down"), FAILING, "lamps: what was committed does not run"),
+        (beside(runs="restarting"), DEGRADED, "lamps: the model is being restarted"),
+        (beside(state="failed"), DEGRADED, "lamps: the last deployment failed"),
+        (beside(state="failed", last_error="too slow"), DEGRADED, "lamps: too slow"),
     ],
 )
 def test_health_has_a_word_and_its_reason(known: Facts, word: str, reason: str) -> None:
@@ -261,6 +270,18 @@ def test_what_of_the_desired_configuration_is_not_followed_is_said(tmp_path: Pat
     assert (desired.version, DesiredFile(tmp_path).refused) == (4, "version 4: colour is not known to this agent")
     assert desired.offer(codec.encode(Desired(version=6, config={})))
     assert desired.refused == ""
+
+
+def test_what_went_wrong_with_a_component_is_short_too(tmp_path: Path) -> None:
+    worst = Component(state="failed", release="r" * 500, last_error="\x00ü\\" * 4000, runs="down")
+
+    said = make_twin(tmp_path).complete(replace(GOOD, components={"lamps": worst}), runs="up")
+
+    assert said.components is not None
+    assert len(codec.encode(said.components["lamps"])) < 600
+    assert (said.health, said.reasons[0]) == (FAILING, "lamps: what was committed does not run")
+    # an agent that knows of no components says nothing of any
+    assert make_twin(tmp_path).complete(GOOD, runs="up").components is None
 
 
 def test_components_have_room_beside_it(tmp_path: Path) -> None:

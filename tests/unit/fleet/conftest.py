@@ -2,16 +2,15 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from control_plane.link import Outgoing
 from control_plane.plane import Plane
-from control_plane.schema.devices import Device
 from control_plane.server import make_home, open_plane
 from control_plane.settings import Settings
+from tests.device_rows import enrolled
 
 
 class Said(Outgoing):
@@ -34,17 +33,6 @@ def plane(tmp_path: Path) -> Iterator[Plane]:
     now = opened.clock()
     with opened.sessions.begin() as session:
         for name, state in (("gull", "enrolled"), ("auk", "revoked")):
-            session.add(
-                Device(
-                    name=name,
-                    profile="x86-64-gateway",
-                    group="default",
-                    state=state,
-                    certificate_serial="1",
-                    certificate_expires=now + timedelta(days=30),
-                    enrolled_at=now,
-                    reported={},
-                )
-            )
+            session.add(enrolled(name, now, state=state))
     yield opened
     opened.sessions.kw["bind"].dispose()

@@ -8,7 +8,7 @@ from sqlalchemy import select
 
 from control_plane import fleet_drift
 from control_plane.plane import Plane
-from control_plane.schema.devices import Device
+from control_plane.schema.devices import Device, DeviceComponent
 from control_plane.schema.models import Build
 from control_plane.schema.telemetry import OutboxMark, Window
 from skerry import drift
@@ -114,3 +114,32 @@ def test_windows_before_their_turn_do_not_wait_for_an_epoch_that_has_ended(fille
         pass
     (device,) = fleet_drift.view(filled).devices
     assert device.windows == WINDOWS
+
+
+def test_each_component_of_a_device_speaks_for_its_own_model(filled: Plane) -> None:
+    now = filled.clock()
+    with filled.sessions.begin() as session:
+        first = session.scalars(select(Build)).one()
+        # the same monitor, in another manifest
+        tree = json.loads(filled.blobs.get(first.manifest))
+        lamps = filled.blobs.put(json.dumps({**tree, "model": "lamps"}).encode())
+        profile = "x86-64-gateway"
+        session.add(Build(model="lamps", version=4, profile=profile, gate="passed", manifest=lamps, built_at=now))
+        session.add(DeviceComponent(device="gull", name="lamps", added_at=now))
+        windows = session.scalars(select(Window).where(Window.number < 20))
+        shown = [{name: getattr(row, name) for name in Window.__table__.columns.keys()} for row in windows]  # noqa: SIM118 -- not a dict
+        place = {"manifest": lamps[:16], "epoch": "e9"}
+        session.add_all(Window(**{**row, "id": WINDOWS + row["id"], **place}) for row in shown)
+    while fleet_drift.tick(filled):
+        pass
+    seen = [(each.model, each.version, each.windows) for each in fleet_drift.view(filled).devices]
+    assert seen == [("lamps", 4, 20), ("m", 1, WINDOWS)]
+    assert {each.model for each in fleet_drift.view(filled).fleets} == {"lamps", "m"}
+
+    with filled.sessions.begin() as session:
+        session.delete(session.get_one(DeviceComponent, ("gull", "lamps")))
+    fleet_drift._fleet(filled)._not_before = 0.0
+    fleet_drift.tick(filled)
+
+    assert [each.model for each in fleet_drift.view(filled).devices] == ["m"]
+    assert [each.model for each in fleet_drift.view(filled).fleets] == ["m"]

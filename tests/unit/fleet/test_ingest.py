@@ -12,7 +12,7 @@ from sqlalchemy import func, select
 
 from control_plane import ingest, samples
 from control_plane.ingest import handle
-from control_plane.outbox_intake import BATCHES_IN_FLIGHT
+from control_plane.outbox_mark import BATCHES_IN_FLIGHT
 from control_plane.plane import Plane
 from control_plane.schema.devices import Device
 from control_plane.schema.releases import Deployment, Release, Rollout

@@ -12,7 +12,7 @@ from control_plane.ingest import handle
 from control_plane.plane import Plane
 from control_plane.publisher import republish_current
 from control_plane.refusals import Conflict, TooMany, Unknown
-from control_plane.schema.devices import DeviceRequest
+from control_plane.schema.devices import DeviceComponent, DeviceRequest
 from control_plane.schema.work import Event
 from skerry.errors import Rejected
 from skerry.wire import codec, topics
@@ -73,6 +73,22 @@ def test_a_request_is_told_and_its_answer_kept(plane: Plane) -> None:
     assert found(plane, row) == ("done", {"text": "a line"})
     assert events_of(plane, "request") == ["operator at 127.0.0.1 asked gull: collect-logs lines=20"]
     assert events_of(plane, "answer") == ["gull: collect-logs of operator at 127.0.0.1: done"]
+
+
+def test_a_model_is_restarted_in_a_component_that_the_device_has(plane: Plane) -> None:
+    with plane.sessions.begin() as session:
+        for name in ("lamps", "agent"):
+            session.add(DeviceComponent(device="gull", name=name, added_at=plane.clock()))
+
+    ask(plane, "restart-model", args={"component": "lamps"})
+    ask(plane, "restart-model")
+
+    assert [each.args for each in told(plane)] == [{"component": "lamps"}, {}]
+    assert events_of(plane, "request")[0] == "operator at 127.0.0.1 asked gull: restart-model component=lamps"
+    with pytest.raises(Conflict, match=r"expected one of its components \(lamps\), got 'doors'"):
+        ask(plane, "restart-model", args={"component": "doors"})
+    with pytest.raises(Rejected, match="got the agent itself"):
+        ask(plane, "restart-model", args={"component": "agent"})
 
 
 def test_the_first_answer_counts(plane: Plane) -> None:

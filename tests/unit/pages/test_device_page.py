@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from sqlalchemy.orm import Session
 
+from control_plane import alarms, trust_status
 from control_plane.pages.device_views import device_page
 from control_plane.pages.routes import _templates
 from control_plane.pages.views import fleet
@@ -88,6 +89,53 @@ def test_what_an_older_agent_does_not_say_is_not_shown(
     assert {"temperature", "memory", "clock"}.isdisjoint(dict(view.facts))
     assert "It has not said what is in them" in html(session, "gull", now)
     assert device_page(session, "auk", now=now) is None
+
+
+def test_components_are_shown_with_what_they_run(
+    session: Session, now: datetime, add_device: Callable[..., Device]
+) -> None:
+    lamps = {"state": "rolling_back", "release": "lamps-1", "last_error": "too slow <b>", "runs": "up"}
+    add_device("gull", components={"lamps": lamps, "agent": {"state": "idle"}, "odd": 3})
+
+    view = device_page(session, "gull", now=now)
+    page = html(session, "gull", now)
+
+    assert view is not None
+    shown = [(each.name, each.release, each.state, each.note) for each in view.components]
+    assert shown == [("agent", "", "idle", ""), ("lamps", "lamps-1", "rolling back, up", "too slow <b>")]
+    assert "too slow &lt;b&gt;" in page
+    add_device("auk")
+    assert 'id="components"' not in html(session, "auk", now)
+
+
+def test_alarms_of_the_device_and_of_the_keys_come_first(
+    session: Session, now: datetime, add_device: Callable[..., Device], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_device("gull")
+    add_device("tern")
+    alarms.sound(session, alarms.CLONE, "gull", "gull may be <cloned>", now=now)
+    ended = trust_status.Alarm("director root", "2026-02-01", True, "director root has expired")
+    soon = trust_status.Alarm("image root", "2026-04-01", False, "image root expires")
+    monkeypatch.setattr(trust_status, "alarms", lambda _session, _now: [ended, soon])
+
+    view = device_page(session, "gull", now=now)
+    assert view is not None
+    assert [(each.number, each.tone, each.text) for each in view.alarms] == [
+        (1, "alarm", "gull may be <cloned>"),
+        (0, "alarm", "director root has expired"),
+        (0, "watch", "image root expires"),
+    ]
+    shown = html(session, "gull", now)
+    assert "gull may be &lt;cloned&gt;" in shown
+    assert shown.index("gull may be") < shown.index(">Health</h2>")
+    assert shown.count("skerry alarm acknowledge 1") == shown.count("skerry alarm acknowledge") == 1
+    assert "may be" not in html(session, "tern", now)
+
+    (gull, tern) = fleet(session, now=now).devices
+    assert (gull.health, gull.word) == ("failed", "it may be cloned: two outboxes speak in its name")
+    assert tern.health == "good"
+    alarms.clear_all(session, "gull", "seen to", now=now)
+    assert fleet(session, now=now).devices[0].health == "good"
 
 
 def test_requests_show_who_asked_and_what_came(

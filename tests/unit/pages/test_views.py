@@ -11,7 +11,7 @@ from control_plane.fleet_drift import DeviceDrift, FleetDrift, View
 from control_plane.pages.build_matrix import build_matrix, size
 from control_plane.pages.drift_views import drift
 from control_plane.pages.views import ago, fleet, rollouts, timeline
-from control_plane.schema.devices import Device
+from control_plane.schema.devices import Device, DeviceComponent
 from control_plane.schema.models import Build, ModelVersion
 from control_plane.schema.releases import Deployment, Release, Rollout, Wave
 from control_plane.schema.telemetry import Finding, Window
@@ -20,14 +20,16 @@ from control_plane.schema.work import Event
 Add = Callable[..., Device]
 
 
-def add_window(session: Session, device: str, number: int, *, labelled: int = 100, correct: int = 80) -> None:
+def add_window(
+    session: Session, device: str, number: int, *, labelled: int = 100, correct: int = 80, manifest: str = "m" * 16
+) -> None:
     """Add one window of a device."""
     session.add(
         Window(
             device=device,
             epoch="e",
             sequence=number + 1,
-            manifest="m" * 16,
+            manifest=manifest,
             monitor="n" * 16,
             number=number,
             start=number * 10,
@@ -113,6 +115,14 @@ def test_accuracy_is_of_the_last_labelled_windows_oldest_first(
     for number in range(30):
         add_window(session, "a", number, correct=number)
     add_window(session, "a", 30, labelled=0, correct=0)
+    # of a model that runs beside it
+    session.add(DeviceComponent(device="a", name="lamps", added_at=now))
+    session.add(
+        Build(
+            model="lamps", version=1, profile="p", gate="passed", manifest="c" * 64, files={}, report={}, built_at=now
+        )
+    )
+    add_window(session, "a", 31, correct=1, manifest="c" * 16)
     accuracy = fleet(session, now=now).devices[0].accuracy
     assert accuracy == tuple(number / 100 for number in range(6, 30))
 
@@ -123,6 +133,26 @@ def test_a_device_drifts_until_it_runs_another_version(session: Session, now: da
     assert fleet(session, now=now).devices[0].health == "drifting"
     device.reported = device.reported | {"release": "watch-2"}
     assert fleet(session, now=now).devices[0].health == "good"
+
+
+def test_a_model_that_runs_beside_another_drifts_fails_and_moves_too(
+    session: Session, now: datetime, add_device: Add
+) -> None:
+    lamps = {"state": "committed", "release": "watch-1"}
+    device = add_device("a", release="strokes-4", components={"lamps": lamps, "odd": "not a tree"})
+    add_finding(session, now, kind="local", device="a")
+    assert fleet(session, now=now).devices[0].health == "drifting"
+    assert drift(session, View(), now=now).headline == "a has drifted on its own."
+
+    for state, word in (("failed", "lamps: the last deployment failed"), ("fetching", "fetching")):
+        device.reported = device.reported | {"components": {"lamps": lamps | {"state": state}}}
+        assert fleet(session, now=now).devices[0].word == word
+
+
+def test_the_evidence_of_several_models_of_a_device_is_told_apart(session: Session, now: datetime) -> None:
+    rows = [("a", "lamps"), ("a", "strokes"), ("b", "strokes")]
+    seen = View(devices=tuple(DeviceDrift(name, model, 1, "quiet", 20, 20, 0.0) for name, model in rows))
+    assert [one.name for one in drift(session, seen, now=now).evidence] == ["a, lamps", "a, strokes", "b"]
 
 
 DRIFT: dict[str, tuple[list[dict[str, Any]], str]] = {

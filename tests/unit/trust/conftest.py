@@ -16,6 +16,7 @@ from control_plane.online_keys import describe_online
 from control_plane.plane import Plane
 from control_plane.server import make_home, open_plane
 from control_plane.settings import Settings
+from tests.unit.trust.delivering import World, found_world
 
 
 @dataclass
@@ -93,3 +94,9 @@ def session(founded: Plane) -> Iterator[Session]:
     """Return a writing session of the founded plane."""
     with founded.sessions() as opened:
         yield opened
+
+
+@pytest.fixture
+def world(founded: Plane, keys: Path) -> World:
+    """Return a plane after the ceremony, with one device, on a broker of another machine."""
+    return found_world(founded, keys)

@@ -18,7 +18,7 @@ from control_plane.schema.models import Build
 from skerry.errors import Rejected
 from skerry.wire import codec
 from skerry.wire.manifest import Manifest
-from tests.unit.trust.test_repositories import enrol, sign
+from tests.unit.trust.releasing import enrol, sign
 from tests.wheels import wheel
 
 PROFILE = "x86-64-gateway"

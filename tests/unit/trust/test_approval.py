@@ -14,7 +14,7 @@ from control_plane.key_files import KeyList, load_signer, read_keys, write_keys
 from control_plane.plane import Plane
 from control_plane.refusals import Unknown
 from skerry.errors import Broken, Rejected
-from tests.unit.trust.test_repositories import release, train
+from tests.unit.trust.releasing import release, train
 
 FOLDER = "models/gestures/2/x86-64-gateway"
 

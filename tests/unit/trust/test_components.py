@@ -18,7 +18,7 @@ from control_plane.schema.models import Build
 from control_plane.schema.releases import Deployment
 from skerry.errors import Rejected
 from skerry.wire import codec, messages, topics
-from tests.unit.trust.test_repositories import enrol, release, sign, train
+from tests.unit.trust.releasing import enrol, release, sign, train
 
 NAME = "wearer-8"
 ALL = [WaveRequest("all", rest=True)]

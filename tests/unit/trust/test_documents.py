@@ -23,7 +23,7 @@ from control_plane.refusals import Unknown
 from control_plane.schema.models import Build
 from control_plane.toolchain import revision, toolchain
 from skerry import __version__
-from tests.unit.trust.test_repositories import release, sign, train
+from tests.unit.trust.releasing import release, sign, train
 
 DATA, BUNDLE, MANIFEST, MODEL, GATE = (digit * 64 for digit in "abcde")
 COMMIT = "1" * 40

@@ -1,6 +1,5 @@
 """Grants: an online key of a model's own, within its paths and until its end, seen by python-tuf's updater."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -11,7 +10,6 @@ import pytest
 from sqlalchemy.orm import Session
 from tuf.api.exceptions import ExpiredMetadataError, UnsignedMetadataError
 from tuf.api.metadata import Metadata, TargetFile, Targets
-from tuf.ngclient import Updater
 
 from control_plane import approval, delegated, grants, image_repository, rotation, staging, tuf_rows
 from control_plane.keys import sign_payload
@@ -22,8 +20,8 @@ from control_plane.schema.models import ModelVersion
 from control_plane.schema.releases import Release
 from skerry.errors import Rejected
 from skerry.wire.manifest import GRANTED_UNTIL
+from tests.unit.trust.releasing import Look, image
 
-Look = Callable[..., Updater]
 DAY = timedelta(days=1)
 ROLE = "automatic-gestures"
 
@@ -64,12 +62,6 @@ def publish(plane: Plane, session: Session, *versions: int) -> str:
     image_repository.publish_automatic(session, plane.signers, "gestures", listed, now=plane.clock())
     session.commit()
     return next(reversed(listed), "")
-
-
-def image(device: Look, session: Session, name: str = "image") -> Updater:
-    """Return a device's view of the image repository."""
-    files = image_repository.files(session)
-    return device(name, files["1.root"], files)
 
 
 def test_a_grant_lets_the_server_list_a_release_of_that_model(

@@ -20,7 +20,7 @@ from control_plane.sealing import seal
 from skerry.delivery.sealed import open_chunk
 from skerry.wire.manifest import CHUNK_BYTES, SEALED_CHUNK_BYTES, SEALING_BYTES
 from skerry.wire.messages import Terms
-from tests.device_keys import PUBLIC
+from tests.device_rows import enrolled
 
 MODEL = random.Random(4).randbytes(4 * CHUNK_BYTES)
 SEALED_BYTES = len(MODEL) + 4 * SEALING_BYTES + len(b"{}") + SEALING_BYTES
@@ -44,16 +44,7 @@ def live(founded: Plane, keys: Path) -> Plane:
                 built_at=now,
             )
         )
-        session.add(
-            Device(
-                name="wearer-8",
-                profile="x86-64-gateway",
-                certificate_serial="1",
-                certificate_expires=now,
-                enrolled_at=now,
-                public_key=PUBLIC,
-            )
-        )
+        session.add(enrolled("wearer-8", now))
         session.flush()
         releases.stage(founded, session, model="gestures", version=1)
         payload = releases.payload(session, "gestures-1")

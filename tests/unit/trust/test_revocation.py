@@ -19,7 +19,7 @@ from skerry.errors import Rejected
 from skerry.wire import codec
 from skerry.wire.messages import Reported, Terms
 from tests.unit.trust.devices import Key, claim, renew
-from tests.unit.trust.test_repositories import release
+from tests.unit.trust.releasing import release
 
 NAME = "wearer-8"
 REPORTED = "skerry/1/d/watch.wearer-8/up/reported"

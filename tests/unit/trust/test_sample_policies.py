@@ -15,7 +15,7 @@ from skerry.errors import Rejected
 from skerry.wire import codec
 from skerry.wire.manifest import NO_SAMPLES, Manifest, SamplePolicy, TensorSpec
 from tests.manifests import make_manifest
-from tests.unit.trust.test_repositories import sign
+from tests.unit.trust.releasing import sign
 
 POLICY = SamplePolicy(rows_per_window=2, inputs=("x",), max_bytes=64)
 PROFILE = "x86-64-gateway"

@@ -16,7 +16,7 @@ from skerry.delivery.sealed import open_key
 from skerry.errors import Rejected
 from skerry.wire.messages import Content, Terms
 from tests.device_keys import PRIVATE, make_pair
-from tests.unit.trust.test_repositories import enrol, release
+from tests.unit.trust.releasing import enrol, release
 
 TERMS = Terms(device="", counter=0, issued="", deployment="d1", release="gestures-1")
 
