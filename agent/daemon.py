@@ -304,9 +304,8 @@ class Daemon:
             stalled=delivery.stalled,
             components=self.units.reported(),
         )
-        return self._twin.complete(
-            reported, runs=main.runs, crashes=engine.crashes, refusal=self._disk.problem or self._refusal
-        )
+        refusal = self._disk.problem or self._refusal
+        return self._twin.complete(reported, runs=main.runs, crashes=engine.crashes, refusal=refusal)
 
     def _status(self) -> str:
         """Return how it is, in a line for the service manager."""

@@ -169,10 +169,10 @@ def make_requests(ground: Ground, link: Link, verbs: Mapping[str, Verb]) -> Requ
 
 
 def open_face(ground: Ground, models: Models) -> tuple[Face | None, str]:
-    """Let programs on this device ask the models, at the first place that takes a socket; None where that is off.
+    """Let programs on this device ask the models, at the first place that takes a socket; return what is wrong, too.
 
-    A port that another program has is no reason to be without the socket, nor the other way round; what is missing is
-    returned in words.
+    A port that another program has is no reason to be without the socket; and where none can be, the port is better
+    than nothing.
 
     Raises:
         Broken: there is neither.
@@ -181,12 +181,13 @@ def open_face(ground: Ground, models: Models) -> tuple[Face | None, str]:
     if config.serve == "off":
         return None, ""
     port = parse_serve(config.serve)
-    places = socket_places(ground.disk.folder)
-    tries: list[tuple[Path | None, int | None]] = [(place, port) for place in places]
-    if port is not None:
-        tries += [*((place, None) for place in places), (None, port)]
+    ways: list[tuple[Path | None, int | None]] = [
+        (place, wanted)
+        for place in socket_places(ground.disk.folder)
+        for wanted in ((port, None) if port is not None else (None,))
+    ]
     refused: list[Broken] = []
-    for place, wanted in tries:
+    for place, wanted in [*ways, (None, port)] if port is not None else ways:
         if place is not None:
             # what cannot be made takes no socket either
             with suppress(OSError):
@@ -197,7 +198,7 @@ def open_face(ground: Ground, models: Models) -> tuple[Face | None, str]:
         except Broken as error:
             refused.append(error)
             continue
-        if refused:
-            _log.warning("listening on %s instead", place or f"127.0.0.1:{wanted} alone")
-        return face, str(refused[0]) if wanted != port else ""
+        if refused and place != ways[0][0]:
+            _log.warning("%s; listening on %s instead", refused[0], place or f"127.0.0.1:{port} alone")
+        return face, str(refused[-1]) if wanted != port else ""
     raise refused[0]

@@ -276,9 +276,10 @@ def test_the_local_face_is_where_a_socket_can_be_and_programs_find_it(
     disk.make_read_only()
     ground = Ground(folder, folder.identity(), Config(serve=f"127.0.0.1:{port}"), Disk(folder.path))
 
-    face, _ = open_face(ground, cast(Models, SimpleNamespace(serving=lambda: ())))
+    face, problem = open_face(ground, cast(Models, SimpleNamespace(serving=lambda: ())))
 
     assert face is not None
+    assert problem == ""
     with socket.create_connection(("127.0.0.1", port), timeout=5):
         pass
     if runtime:
