@@ -12,7 +12,8 @@ create table if not exists outbox (
     event_time real not null,
     crc integer not null,  -- of the body: SQLite's own integrity_check misses most bit rot
     body blob not null,
-    said integer not null default 0  -- 1: it was handed to the network, and may be known by its number
+    said integer not null default 0,  -- 1: it was handed to the network, and may be known by its number
+    seal integer  -- a CRC over epoch, number, kind, time and body: what of a damaged file is believed
 );
 
 -- One open window per manifest: a roll-back continues the window, and the numbering, of the artifact it returns to.

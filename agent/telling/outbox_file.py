@@ -1,13 +1,12 @@
 """The outbox on the disk: opened, checked, brought up to date; damaged, moved aside for a new one; its ballast.
 
-A damaged file never keeps an agent from starting. It is kept beside its successor, the last one alone, and what is
-lost with it is said: `open_sound` returns a `Loss`, which becomes the new epoch's first gap record. The numbers of the
-open windows and the event clock are taken over where they can still be read.
+A damaged file never keeps an agent from starting. It is kept beside its successor, the last one alone. What is sound
+of it is taken over (`agent.telling.outbox_salvage`); where nothing is, `open_sound` returns a `Loss`, which becomes the
+new epoch's first gap record. The numbers of the open windows and the event clock are taken over where they can be read.
 """
 
 import json
 import logging
-import math
 import os
 import re
 import secrets
@@ -17,12 +16,13 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from agent.telling.outbox_salvage import salvage, seal_rows, take_over_windows
+from skerry.delivery.durable import sync_folder
 from skerry.errors import Broken
 
 BALLAST_BYTES = 128 * 1024
 DAMAGED = ".damaged"
-# shares of the budget by priority; see `agent.telling.outbox_rows`
-PRIORITIES = {"sample": 0, "window": 1, "gap": 2, "deployment": 3, "evidence": 3}
+SALVAGED = ".salvaged"
 _PAGE_BYTES = 4096
 _EPOCH = re.compile(r"[0-9a-f]{1,32}")
 _SIDES = ("-wal", "-shm")
@@ -40,10 +40,14 @@ _log = logging.getLogger("skerry.agent.outbox")
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """What went with a damaged file: how many rows as far as they could be counted, and why it was given up."""
+    """What went with a damaged file: how many rows as far as they could be counted, and why it was given up.
+
+    `salvaged` are those that were taken over; then what is lost is in gap records of the new file already.
+    """
 
     count: int
     reason: str
+    salvaged: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,7 @@ def open_sound(path: Path, quota_bytes: int) -> tuple[sqlite3.Connection, Loss |
         Broken: the disk refused, even after the ballast was freed; nothing has changed.
     """
     try:
+        _put_in_place(path)
         return _with_ballast(path, quota_bytes), None
     except Damaged as damage:
         loss = move_aside(path, str(damage))
@@ -81,17 +86,47 @@ def open_sound(path: Path, quota_bytes: int) -> tuple[sqlite3.Connection, Loss |
 def move_aside(path: Path, reason: str) -> Loss:
     """Rename a damaged outbox, over an earlier one; raises `Broken` where the disk refuses even that."""
     reason = " ".join(reason.split())
-    count, aside = _count_rows(path), path.with_name(path.name + DAMAGED)
+    count, salvaged = _count_rows(path), _salvage(path)
     try:
-        for side in ("", *_SIDES):
-            old, new = path.with_name(path.name + side), aside.with_name(aside.name + side)
-            new.unlink(missing_ok=True)
-            if old.exists():
-                old.rename(new)
+        _rename_aside(path)
+        _put_in_place(path)
     except OSError as error:
         raise Broken(f"{path}: expected to move a damaged outbox aside, got: {error.strerror}") from error
-    _log.error("%s: %s; it is kept as %s, and a new epoch begins", path, reason, aside.name)
-    return Loss(count=count, reason=reason)
+    aside = path.with_name(path.name + DAMAGED)
+    _log.error(
+        "%s: %s; it is kept as %s, %d rows are taken over, and a new epoch begins", path, reason, aside.name, salvaged
+    )
+    return Loss(count=count, reason=reason, salvaged=salvaged)
+
+
+def _rename_aside(path: Path) -> None:
+    aside = path.with_name(path.name + DAMAGED)
+    for side in ("", *_SIDES):
+        old, new = path.with_name(path.name + side), aside.with_name(aside.name + side)
+        new.unlink(missing_ok=True)
+        if old.exists():
+            old.rename(new)
+
+
+def _salvage(path: Path) -> int:
+    """Make a new outbox of what is sound in a damaged one; nothing where the disk has no room for both."""
+    free_ballast(path)
+    with suppress(sqlite3.Error, OSError, ValueError):
+        return salvage(path, path.with_name(path.name + SALVAGED), _SCHEMA)
+    path.with_name(path.name + SALVAGED).unlink(missing_ok=True)
+    return 0
+
+
+def _put_in_place(path: Path) -> None:
+    """Give what was salvaged the outbox's name, once the damaged file has lost it; also after a power cut."""
+    salvaged = path.with_name(path.name + SALVAGED)
+    if salvaged.exists() and not path.exists():
+        # its WAL would be taken for ours
+        for side in _SIDES:
+            path.with_name(path.name + side).unlink(missing_ok=True)
+        sync_folder(path.parent)
+        salvaged.rename(path)
+        sync_folder(path.parent)
 
 
 def is_damage(error: sqlite3.Error) -> bool:
@@ -233,6 +268,7 @@ def _prepare(db: sqlite3.Connection, quota_bytes: int) -> None:
         db.execute("insert or ignore into meta values ('epoch', ?)", (secrets.token_hex(8),))
         marks = {"next_sequence": 1, "closing": 0, "damaged": 0, "window": 0}
         db.executemany("insert or ignore into meta values (?, ?)", [(key, str(mark)) for key, mark in marks.items()])
+        seal_rows(db)
         db.execute("commit")
     except BaseException:  # as above
         if db.in_transaction:
@@ -241,8 +277,11 @@ def _prepare(db: sqlite3.Connection, quota_bytes: int) -> None:
 
 
 def _bring_up_to_date(db: sqlite3.Connection) -> None:
-    """Take over a file of an agent before 0.2, which had one mark of what was said, and no samples."""
-    if any(name == "said" for _, name, *_ in db.execute("pragma table_info(outbox)")):
+    """Take over a file of an agent before 0.2, which had one mark of what was said, and no samples; and no seals."""
+    names = {name for _, name, *_ in db.execute("pragma table_info(outbox)")}
+    if "seal" not in names:
+        db.execute("alter table outbox add column seal integer")
+    if "said" in names:
         return
     db.execute("alter table outbox add column said integer not null default 0")
     db.execute(
@@ -275,17 +314,5 @@ def _count_rows(path: Path) -> int:
 
 
 def _take_over(db: sqlite3.Connection, damaged: Path) -> None:
-    """Go on with the numbers of the open windows and the event clock, as far as they can be read; not their counts."""
-    rows: list[tuple[str, int, float]] = []
-    with suppress(sqlite3.Error, ValueError), closing(sqlite3.connect(damaged, timeout=1)) as old:
-        rows = old.execute("select manifest, window_number, event_clock from accumulator limit 64").fetchall()
-    for manifest, number, clock in rows:
-        if (
-            isinstance(manifest, str)
-            and isinstance(number, int)
-            and isinstance(clock, float)
-            and 0 <= number < 1 << 40
-            and math.isfinite(clock)
-        ):
-            # the window that was open is lost with the rest: the next one has its own number
-            db.execute("insert or ignore into accumulator values (?, ?, ?, x'')", (manifest, number + 1, clock))
+    with closing(sqlite3.connect(damaged, timeout=1)) as old:
+        take_over_windows(db, old)

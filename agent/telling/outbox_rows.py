@@ -16,7 +16,8 @@ from base64 import b64encode
 from collections.abc import Collection, Iterable
 from dataclasses import replace
 
-from agent.telling.outbox_file import PRIORITIES, Loss
+from agent.telling.outbox_file import Loss
+from agent.telling.outbox_salvage import PRIORITIES, seal_of
 from skerry.errors import Rejected
 from skerry.wire import codec
 from skerry.wire.messages import Ack, Entry, Gap
@@ -89,6 +90,9 @@ class Rows:
 
     def record_loss(self, loss: Loss) -> None:
         """Say what went with a file that was damaged: the first of its successor."""
+        if loss.salvaged:
+            # the file that was made of the rest has it in gap records, by number
+            return
         first, count = self.next_sequence, max(loss.count, 1)
         known = f"{loss.count} rows at least" if loss.count else "an unknown number of rows"
         reason = f"a damaged outbox was moved aside, with {known}: {loss.reason}"[:300]
@@ -170,7 +174,11 @@ class Rows:
         if ack.window != int(self.meta("window")):
             self.set_meta("window", max(ack.window, 0))
         heard = [(1, ack.up_to), *ack.ranges]
+        half_heard = self._half_heard(heard)
         self._db.executemany("delete from outbox where said = 1 and sequence between ? and ?", heard)
+        for gap in half_heard:
+            self._put_gap(gap)
+            self._db.execute("update outbox set said = 1 where sequence = ?", (gap.first,))
         # what is in conflict was not heard, and is said again under its next number
         self._db.executemany("update outbox set said = 0 where sequence = ?", [(each,) for each in ack.conflicts])
         if ack.new_epoch and not ack.window:
@@ -186,6 +194,19 @@ class Rows:
             return True
         self._account_for_the_forgotten(ack.up_to)
         return False
+
+    def _half_heard(self, heard: Iterable[tuple[int, ...]]) -> list[Gap]:
+        """Return the rest of gap records of whose numbers the first were heard, maybe before they were lost."""
+        query = (
+            "select sequence, kind, event_time, crc, body from outbox"
+            " where kind = 'gap' and said = 1 and sequence between ? and ?"
+        )
+        return [
+            replace(gap, first=last + 1, count=min(gap.count, gap.last - last))
+            for first, last in heard
+            for gap in map(_read_gap, self._db.execute(query, (first, last)).fetchall())
+            if gap is not None and gap.last > last
+        ]
 
     def _is_a_copy(self, heard: Iterable[tuple[int, ...]]) -> bool:
         if max(last for _, last in heard) >= self.next_sequence:
@@ -322,9 +343,11 @@ class Rows:
         self._put(gap.first, "gap", codec.encode(gap), 0.0)
 
     def _put(self, sequence: int, kind: str, body: bytes, event_time: float) -> None:
+        seal = seal_of(self.meta("epoch"), sequence, kind, event_time, body)
         self._db.execute(
-            "insert or replace into outbox (sequence, kind, priority, event_time, crc, body) values (?, ?, ?, ?, ?, ?)",
-            (sequence, kind, PRIORITIES[kind], event_time, zlib.crc32(body), body),
+            "insert or replace into outbox (sequence, kind, priority, event_time, crc, body, seal)"
+            " values (?, ?, ?, ?, ?, ?, ?)",
+            (sequence, kind, PRIORITIES[kind], event_time, zlib.crc32(body), body, seal),
         )
 
 
