@@ -21,6 +21,7 @@ from agent.inference.loading import Loader
 from agent.inference.probing import Measured, probe_model
 from agent.inference.supervisor import Running
 from agent.inference.trial import Terms as TrialTerms
+from agent.inference.trial import grace_left
 from agent.trust.assignment import Inbox, Mailbox
 from agent.trust.judging import Judge, held_manifests
 from skerry.delivery.slots import NAMES, Mark, Pointer, Slots
@@ -245,7 +246,7 @@ class DeviceEffects:
         self._prepared = self.loader.open_replayed(name, manifest)
         return Event(Kind.REPLAYED)
 
-    def _activate(self, _state: State, grant: Grant) -> None:
+    def _activate(self, state: State, grant: Grant) -> None:
         name = self._slots.activate()
         running = self._prepared
         if running is None or running.digest != grant.manifest:
@@ -255,7 +256,7 @@ class DeviceEffects:
         terms = TrialTerms(
             inferences=grant.trial_inferences,
             latency_budget_ms=running.manifest.latency_budget_ms,
-            grace_s=grant.grace_s,
+            grace_s=grace_left(grant.grace_s, lived_s=state.lived_s, has_good=state.good.manifest != ""),
             memory_budget_bytes=self._budget.least_memory(running.manifest.memory_budget_bytes),
         )
         self._engine.switch(running, trial=terms)

@@ -74,6 +74,7 @@ class Kind(Enum):
     STAGED = "staged"
     LOADED = "loaded"
     REPLAYED = "replayed"
+    LIVED = "lived"  # what is on trial has run on for a while: ends are counted from nothing again
     PASSED = "passed"  # the trial's local evidence is complete
     ROLLED_BACK = "rolled_back"
     UNAVAILABLE = "unavailable"  # the network: try again later
@@ -129,6 +130,7 @@ class State:
     """Everything that survives a power cut.
 
     While rolling back, `undo` is the manifest that is given up, and `following` the assignment that comes after it.
+    `lived_s` is how long the trial has run, over restarts.
     """
 
     phase: str = Phase.IDLE.value
@@ -139,6 +141,7 @@ class State:
     bytes_received: int = 0
     undo: str = ""
     following: Grant | None = None
+    lived_s: int = 0
     v: int = 1
 
 
@@ -151,6 +154,7 @@ class Event:
     good: Good | None = None
     reason: str = ""
     received: int = 0
+    lived_s: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +178,7 @@ class PhaseRule:
 
 _REPLACE = {Kind.ASSIGN: Row(Phase.ASSIGNED), Kind.DENY: Row(Phase.FAILED)}
 _SAME = {Kind.PRESENT: Row(Phase.COMMITTED)}
+_LIVED = {Kind.LIVED: Row(Phase.TRIAL)}
 _DAMAGED = {kind: Row(Phase.ROLLING_BACK) for kind in (Kind.CORRUPTED, Kind.CRASHED)}
 _GIVE_UP = {Kind.REFUSED: Row(Phase.FAILED), **_DAMAGED, **_REPLACE}
 _UNDO = {kind: Row(Phase.ROLLING_BACK) for kind in (Kind.ASSIGN, Kind.DENY, Kind.REFUSED)}
@@ -200,7 +205,7 @@ TABLE = MappingProxyType({
     _V: PhaseRule(Effect.STAGE,      _CONTINUE, {Kind.STAGED: Row(_S), **_again(_F), **_GIVE_UP}),
     _S: PhaseRule(Effect.PROBE,      _RETRY,    {Kind.LOADED: Row(_R), **_again(_S), **_GIVE_UP}),
     _R: PhaseRule(Effect.REPLAY,     _RETRY,    {Kind.REPLAYED: Row(_T), **_again(_R), **_GIVE_UP}),
-    _T: PhaseRule(Effect.ACTIVATE,   _RETRY,    {Kind.PASSED: Row(_C), **_again(_T, _B), **_UNDO}, spent=_B),
+    _T: PhaseRule(Effect.ACTIVATE,   _RETRY,    {Kind.PASSED: Row(_C), **_LIVED, **_again(_T, _B), **_UNDO}, spent=_B),
     _C: PhaseRule(Effect.COMMIT,     _CONTINUE, {**_DAMAGED, **_again_here(_C, _B), **_REPLACE}),
     _B: PhaseRule(Effect.ROLL_BACK,  _UNDOING,  {Kind.ROLLED_BACK: Row(_X), Kind.FAULT: Row(_B), **_UNDO}),
     _X: PhaseRule(Effect.CLEAN,      _REPORT,   {**_DAMAGED, **_REPLACE}),
@@ -218,6 +223,9 @@ def step(state: State, event: Event) -> tuple[State, Effect]:
     if row is None:
         raise IllegalEvent(f"lifecycle: expected one of {_names(phase)} in {phase.value}, got {event.kind.value}")
 
+    if event.kind is Kind.LIVED:
+        # nothing is done: it runs
+        return replace(state, attempts=0, lived_s=state.lived_s + event.lived_s), Effect.NONE
     if row.counted:
         return _counted(state, reason=event.reason, spent=row.spent, again=row.to)
     return _enter(state, row.to, event)

@@ -27,7 +27,7 @@ from agent.fetching.rest import open_vault
 from agent.identity.folder import Identity, StateFolder
 from agent.inference.engine import Engine
 from agent.inference.feeds import open_source
-from agent.inference.trial import Decision
+from agent.inference.trial import WELL_S, Decision, Life
 from agent.telling.outbox import OutboxFile
 from agent.trust.assignment import Inbox, Mailbox
 from agent.trust.judging import Judge
@@ -40,8 +40,6 @@ from skerry.wire.evidence import SignedEvidence
 from skerry.wire.messages import Component, DeploymentEvent
 
 _log = logging.getLogger("skerry.agent.unit")
-# how long a version of the agent has to live before its ends are counted from nothing again
-WELL_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -189,6 +187,7 @@ class ModelUnit(Unit):
             config = replace(config, source=config.sources.get(name, ""), replay="")
         source, recording = open_source(config)
         self.source = source
+        self._life = Life()
         self.engine = Engine(
             config=config,
             source=source,
@@ -297,6 +296,13 @@ class ModelUnit(Unit):
         self._shared.outbox.put("evidence", codec.encode(evidence), event_time=self.event_time)
         self._shared.news()
 
+    def look(self) -> None:
+        """Note of a trial that it goes on, so that a device that is often switched off comes to its end, too."""
+        manifest, grant = self.engine.tried, self.runner.state.grant
+        lived_s = self._life.turn(manifest, time.monotonic())
+        if lived_s and grant is not None and grant.manifest == manifest:
+            self.runner.tell(Event(Kind.LIVED, grant=grant, lived_s=lived_s))
+
     def _trial_ended(self, manifest: str, decision: Decision) -> None:
         grant = self.runner.state.grant
         if grant is None or grant.manifest != manifest:
@@ -308,6 +314,7 @@ class ModelUnit(Unit):
         """What runs has ended by itself: a fault of a trial, or too often for what is committed."""
         state = self.runner.state
         if kind is Kind.FAULT:
+            self._life.ended(manifest)
             if state.grant is not None and state.grant.manifest == manifest:
                 self.runner.tell(Event(kind, grant=state.grant, reason=reason))
         elif self.excused() or state.good.manifest != manifest:

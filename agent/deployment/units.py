@@ -109,6 +109,8 @@ class Units:
             Broken: the disk refused; the next look tries that again.
         """
         self._ran |= {unit.name for unit in self._models() if unit.engine.word == "up"}
+        for model in self._models():
+            model.look()
         if self.own is not None:
             self.own.look(told=told, down=self._down())
         for name, unit in list(self._named.items()):

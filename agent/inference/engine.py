@@ -88,6 +88,13 @@ class Engine:
         return self._supervisor.trial or self._supervisor.good
 
     @property
+    def tried(self) -> str:
+        """The manifest of what is on trial; empty when nothing is."""
+        with self._lock:
+            trial = self._supervisor.trial
+            return trial.digest if trial is not None and self._trial is not None else ""
+
+    @property
     def alive(self) -> bool:
         """False when the loop has ended, for whatever reason."""
         return self._thread.is_alive()

@@ -4,6 +4,12 @@ from dataclasses import dataclass, replace
 
 from agent.inference.observe import Latencies
 
+# without an end for so long, what is on trial is not what ends this device
+WELL_S = 60.0
+# how often a trial that goes on is noted; a restart loses at most so much of its grace
+NOTED_S = 900.0
+FIRST_GRACE_S = 60
+
 
 @dataclass(frozen=True, slots=True)
 class Terms:
@@ -67,8 +73,42 @@ class Trial:
         return Decision(passed=not problem, reason=problem)
 
 
+def grace_left(granted_s: int, *, lived_s: int, has_good: bool) -> int:
+    """Return for how long a trial waits for inputs, in seconds, when it has run for `lived_s` before.
+
+    While nothing is good it is a minute: there is nothing to go back to, and programs on the device
+    (`skerry.Model`) wait for what is committed.
+    """
+    left_s = max(0, granted_s - lived_s)
+    return left_s if has_good else min(left_s, FIRST_GRACE_S)
+
+
 def over_memory(growth_bytes: int, budget_bytes: int) -> str:
     """Return by how much a model takes more memory than its budget, in words; empty when it does not."""
     if not budget_bytes or growth_bytes <= budget_bytes:
         return ""
     return f"expected a model that takes at most {budget_bytes} bytes of memory, got {growth_bytes}"
+
+
+class Life:
+    """How long what is on trial has run without ending, said after a minute and then every quarter of an hour."""
+
+    def __init__(self) -> None:
+        self._manifest = ""
+        self._faulty = ""
+        self._since = 0.0
+        self._due_s = WELL_S
+
+    def turn(self, manifest: str, now: float) -> int:
+        """Return how many seconds are to be noted of the trial of `manifest` (empty for none): 0 until it is time."""
+        if manifest != self._manifest:
+            self._manifest, self._since, self._due_s = manifest, now, WELL_S
+        if manifest in ("", self._faulty) or now - self._since < self._due_s:
+            return 0
+        lived_s = int(now - self._since)
+        self._since, self._due_s = self._since + lived_s, NOTED_S
+        return lived_s
+
+    def ended(self, manifest: str) -> None:
+        """Note that it ended by itself: what does that is not said to live, however long it takes each time."""
+        self._faulty = manifest

@@ -89,7 +89,7 @@ def read_committed(slots: Path, name: str) -> Committed:
         if not place and pointer.active and pointer.slot(pointer.active).mark == Mark.PENDING.value:
             raise Unavailable(
                 f"{slots}: expected a committed model, got one on trial; it is committed after some inferences on its "
-                f"source or over the socket {SOCKET}, or else when its grace is over"
+                f"source or over the socket {SOCKET}, or else after a minute"
             )
         if not place:
             raise Unavailable(f"{slots}: expected a committed model, got none; assign {name}, then try again")

@@ -59,7 +59,8 @@ def test_every_event_is_in_place_somewhere_and_every_effect_belongs_to_one_phase
 
 def test_no_way_leads_to_a_trial_but_through_the_replay() -> None:
     ways = {(phase, kind) for phase, kind, row in ROWS if Phase.TRIAL in (row.to, row.counted and row.spent)}
-    assert ways == {(Phase.REPLAYING, Kind.REPLAYED), (Phase.TRIAL, Kind.UNAVAILABLE), (Phase.TRIAL, Kind.FAULT)}
+    stays = {(Phase.TRIAL, kind) for kind in (Kind.UNAVAILABLE, Kind.FAULT, Kind.LIVED)}
+    assert ways == {(Phase.REPLAYING, Kind.REPLAYED), *stays}
     ways = {(phase, kind) for phase, kind, row in ROWS if row.to is Phase.REPLAYING}
     assert {phase for phase, _ in ways} == {Phase.STAGED, Phase.REPLAYING}
     assert all(rule.spent not in (Phase.TRIAL, Phase.COMMITTED) for rule in TABLE.values())
@@ -127,7 +128,9 @@ def test_whatever_stays_where_it_is_or_goes_back_is_counted_or_is_the_network() 
     # undoing must come to its end however often it fails, and damage is met wherever it is found
     undoing = {(Phase.ROLLING_BACK, Kind.FAULT), (Phase.ROLLING_BACK, Kind.REFUSED)}
     damaged = {(Phase.FAILED, Kind.CORRUPTED), (Phase.FAILED, Kind.CRASHED)}
-    assert again - of_the_network - by_the_director - undoing - damaged == set()
+    # it runs: nothing is done again
+    lives = {(Phase.TRIAL, Kind.LIVED)}
+    assert again - of_the_network - by_the_director - undoing - damaged - lives == set()
 
 
 TROUBLE = st.lists(st.sampled_from([Kind.FAULT, Kind.UNAVAILABLE, None]), min_size=0, max_size=40)
@@ -164,7 +167,22 @@ def test_the_table_and_the_steps_say_the_same(phase: Phase, kind: Kind) -> None:
         return
     after, effect = step(state, Event(kind, grant=OTHER, good=OLD))
     assert Phase(after.phase) is row.to
-    assert effect is TABLE[row.to].effect
+    assert effect is (Effect.NONE if kind is Kind.LIVED else TABLE[row.to].effect)
+
+
+def test_a_trial_that_lives_between_power_cuts_is_not_given_up_and_its_time_adds_up() -> None:
+    state = in_phase(Phase.TRIAL)
+    for _ in range(10):
+        state, effect = resume(state)
+        assert (state.phase, effect, state.attempts) == ("trial", Effect.ACTIVATE, 1)
+        state, effect = step(state, Event(Kind.LIVED, grant=GRANT, lived_s=60))
+        assert (state.phase, effect, state.attempts) == ("trial", Effect.NONE, 0)
+    assert state.lived_s == 600
+    assert step(state, Event(Kind.ASSIGN, grant=OTHER))[0].following == OTHER
+
+    for _ in range(MAX_ATTEMPTS):
+        state, _ = resume(state)
+    assert state.phase == "rolling_back"
 
 
 def test_the_lifecycle_page_is_generated_from_the_table_as_it_is() -> None:
