@@ -5,6 +5,7 @@ model's, `Rejected` the sender's. Here, and nowhere else on the device's own sid
 """
 
 import contextlib
+import hashlib
 import json
 import struct
 import time
@@ -13,7 +14,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from agent.inference.digest import sha256
 from agent.inference.frames import MAX_BODY_BYTES, NO_SAMPLE, Answer, Sampled
 from agent.inference.golden import compare, golden_vectors
 from agent.inference.source import ReplaySource, Sample, read_line
@@ -89,7 +89,7 @@ class Model:
     def _open(self) -> Described:
         data = read_model(self._file)
         entry = self._manifest.file(self._manifest.model_file)
-        if sha256(data).hexdigest() != entry.sha256:
+        if hashlib.sha256(data).hexdigest() != entry.sha256:
             raise Rejected(f"expected {entry.name} as signed, got other bytes; assign it again")
         return self._opening(self._manifest.runtime, data)
 
@@ -98,7 +98,7 @@ class Model:
             return None
         data = Path(file).read_bytes()
         entry = self._manifest.file(self._manifest.golden_file)
-        if sha256(data).hexdigest() != entry.sha256:
+        if hashlib.sha256(data).hexdigest() != entry.sha256:
             raise Rejected(f"expected {entry.name} as signed, got other bytes; assign it again")
         return Golden(*golden_vectors(data, self._manifest))
 

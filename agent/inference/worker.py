@@ -16,7 +16,6 @@ import sys
 import threading
 from typing import Any
 
-import agent.inference.digest  # noqa: F401 -- before anything else imports hashlib
 from agent.inference.frames import ROW_NUMBER, Answer, Request, Status, Verb, receive_request, send_answer
 from agent.inference.loaded import AtFault, Model, NoInput, OpenSession
 from skerry.errors import Broken, Rejected

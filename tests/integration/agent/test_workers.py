@@ -197,7 +197,7 @@ def test_inputs_of_unequally_many_rows_are_the_callers_mistake(tmp_path: Path) -
 
 
 def test_a_batch_that_takes_too_long_is_refused_before_it_is_taken_for_a_hang(given: Given) -> None:
-    worker = start_worker(replace(given, batch_s=0.2))
+    worker = start_worker(replace(given, batch_s=0.05))
     try:
         window = {"name": "window", "datatype": "FP32"}
         for count, status in ((20_000, 400), (2, 200)):
@@ -206,7 +206,7 @@ def test_a_batch_that_takes_too_long_is_refused_before_it_is_taken_for_a_hang(gi
             head = json.dumps({"inference-header-content-length": str(len(text))}).encode()
             answer = worker.ask(Request(Verb.INFER, head, text + bytes(count * 2400)), patience_s=30)
             assert (answer.status, answer.said.get("status")) == (Status.DONE, status)
-            assert (b"expected rows for at most 0.2 s, got 20000" in bytes(answer.body)) == (status == 400)
+            assert (b"expected rows for at most 0.05 s, got 20000" in bytes(answer.body)) == (status == 400)
     finally:
         worker.close()
 

@@ -179,9 +179,7 @@ HELD_BY_NO_DAEMON = (
     *("asyncio", "calendar", "http.server", "inspect", "ipaddress", "numpy", "pickle", "shutil", "statistics"),
     *("sysconfig", "tempfile", "tomllib", "traceback", "urllib.request", "uuid", "zipfile"),
 )
-HELD_BY_NO_WORKER = (
-    *("_hashlib", "csv", "ipaddress", "logging", "pickle", "platform", "random", "ssl", "subprocess", "zipfile"),
-)
+HELD_BY_NO_WORKER = (*("csv", "ipaddress", "logging", "pickle", "platform", "random", "ssl", "subprocess", "zipfile"),)
 
 
 @pytest.mark.parametrize(
