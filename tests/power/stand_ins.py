@@ -75,6 +75,7 @@ class Loop:
     """An engine that runs nothing: it knows what runs, and how a trial of it ends."""
 
     alive = True
+    tried = ""
     beats = inferences = trial_latency_us = 0
     problem = source_problem = ""
     event_time = 1.0
@@ -83,6 +84,11 @@ class Loop:
         self._bad = bad
         self._on_decision = on_decision
         self.running: Any = None
+
+    @property
+    def word(self) -> str:
+        """Whatever is to run does."""
+        return "none" if self.running is None else "up"
 
     def switch(self, running: Any, *, trial: Any = None) -> None:
         """Note what runs; a trial ends at once."""
