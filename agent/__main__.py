@@ -132,6 +132,7 @@ def _install(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> int:
     from agent.daemon import Daemon
     from agent.identity.leaving import is_leaving
+    from agent.inference.feeds import open_source
     from agent.upkeep.disk import Disk
     from agent.upkeep.recovery import Recovered, recover
     from agent.upkeep.service import Service
@@ -147,6 +148,9 @@ def _run(options: argparse.Namespace) -> int:
     names = {"replay": "replay", "source": "source", "seed": "seed", "rate": "rate", "event_step": "event_step_s"}
     names |= {"window_rows": "window_rows", "broker": "broker"}
     config = read_config(folder.path, {field: getattr(options, name) for name, field in names.items()})
+    if options.replay or options.source:
+        # whoever types a name is there to mend it; of what is configured, the daemon waits for it
+        open_source(config)
     with folder.lock(), contextlib.ExitStack() as stack:
         disk = Disk(folder.path, outbox=folder.outbox_file)
         shadow = stack.enter_context(shadow_of(folder.path)) if disk.problem else None

@@ -137,7 +137,7 @@ class Daemon:
 
     @property
     def _wants_restart(self) -> bool:
-        return self._mended or (self.units.own is not None and self.units.own.wants_restart)
+        return self._mended or self.units.wants_restart
 
     def _will(self) -> bytes:
         return codec.encode(self._reported(online=False, version=self._versions.will()))
@@ -215,7 +215,9 @@ class Daemon:
             yield
         finally:
             self._stopping.set()
-            self._service.stopping()
+            if not self._wants_restart:
+                # systemd gives who says so a minute, and this process goes on
+                self._service.stopping()
             self._requests.stop()
             if self._face is not None:
                 self._face.stop()

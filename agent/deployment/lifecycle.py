@@ -147,7 +147,7 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One thing that happened, with what it brings."""
+    """One thing that happened, with what it brings; with a `manifest` it is about that one as the last good one."""
 
     kind: Kind
     grant: Grant | None = None
@@ -155,6 +155,7 @@ class Event:
     reason: str = ""
     received: int = 0
     lived_s: int = 0
+    manifest: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,6 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -99,8 +98,10 @@ class Runner:
 
     def tell(self, event: Event) -> None:
         """Hand in an event from another thread; one that comes after too many that nobody took is dropped."""
-        with suppress(queue.Full):
+        try:
             self._events.put_nowait(event)
+        except queue.Full:
+            _log.error("expected at most %d events to wait, dropped: %s", self._events.maxsize, event.kind.value)
         self._news.set()
 
     def nudge(self) -> None:
@@ -152,8 +153,12 @@ class Runner:
         if self.state.phase != Phase.ROLLING_BACK.value and self._effect is not Effect.COMMIT:
             try:
                 event = self._events.get_nowait()
-                # what is told of a trial is about one deployment: another may have taken its place meanwhile
-                return event.grant not in (None, self.state.grant) or self._feed(event, effects)
+                # what is told is about one deployment, or one artifact: another may have taken its place meanwhile
+                late = event.grant not in (None, self.state.grant) or event.manifest not in (
+                    "",
+                    self.state.good.manifest,
+                )
+                return late or self._feed(event, effects)
             except queue.Empty:
                 pass
             if effects.pending() and now >= self._decide_due:
@@ -201,7 +206,8 @@ class Runner:
             # late news, such as the end of a trial that has been replaced; the table has left everything as it was
             _log.info("%s", error)
             return True
-        self._effect = effect
+        if event.kind is not Kind.LIVED:
+            self._effect = effect
         retried = event.kind in (Kind.UNAVAILABLE, Kind.FAULT) and after.phase == before.phase
         self._misses = self._misses + 1 if retried else 0
         self._due = time.monotonic() + self._pause(self._misses) if retried else 0.0

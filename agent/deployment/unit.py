@@ -12,6 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from agent.config import Config
@@ -20,16 +21,16 @@ from agent.deployment.effects import DeviceEffects
 from agent.deployment.lifecycle import Event, Kind, Phase, settled
 from agent.deployment.runner import Runner
 from agent.deployment.turns import InTurn
-from agent.fetching.delivery import Delivery, Key
+from agent.fetching.delivery import Delivery
 from agent.fetching.fetch import Chunks, Retained
 from agent.fetching.pace import OwnersPace
 from agent.fetching.rest import open_vault
 from agent.identity.folder import Identity, StateFolder
 from agent.inference.engine import Engine
 from agent.inference.feeds import open_source
-from agent.inference.trial import WELL_S, Decision, Life
+from agent.inference.trial import Decision, Life
 from agent.telling.outbox import OutboxFile
-from agent.trust.assignment import Inbox, Mailbox
+from agent.trust.assignment import Mailbox
 from agent.trust.judging import Judge
 from agent.upkeep.disk import Disk
 from agent.upkeep.own_update import OwnEffects
@@ -185,9 +186,18 @@ class ModelUnit(Unit):
         config = shared.config
         if name:
             config = replace(config, source=config.sources.get(name, ""), replay="")
-        source, recording = open_source(config)
+        self._wanted = config
+        # why what its inputs come from is not there: programs may ask it all the same
+        self.missing = ""
+        source, recording = None, None
+        try:
+            source, recording = open_source(config)
+        except Broken as error:
+            self.missing = str(error)
+            _log.error("%s", error)
         self.source = source
         self._life = Life()
+        self._told: tuple[Kind, str, str] | None = None
         self.engine = Engine(
             config=config,
             source=source,
@@ -225,9 +235,19 @@ class ModelUnit(Unit):
         return super().alive and self.engine.alive
 
     @property
+    def has_source_again(self) -> bool:
+        """True when what its inputs come from was missing, and is there now."""
+        if not self.missing:
+            return False
+        with suppress(SkerryError):
+            open_source(self._wanted)
+            return True
+        return False
+
+    @property
     def asking_problem(self) -> str:
         """What is wrong with what is asked of the model, or with its inputs."""
-        source = self.source.problem if self.source else ""
+        source = self.source.problem if self.source else self.missing
         return self.engine.problem or self.engine.source_problem or source or self.engine.unkept
 
     @property
@@ -320,79 +340,18 @@ class ModelUnit(Unit):
         elif self.excused() or state.good.manifest != manifest:
             return
         elif kind is Kind.CORRUPTED or self.effects.has_other:
-            self.runner.tell(Event(kind, reason=reason))
-
-
-class OwnUnit(Unit):
-    """The component that is this program; `launched` is the manifest of the version that runs, empty if installed."""
-
-    def __init__(self, name: str, shared: Shared, *, launched: str) -> None:
-        super().__init__(name, shared)
-        self._restart = threading.Event()
-        self._began = time.monotonic()
-        self._is_well = False
-        # wheels are no secret, and the launcher has no key
-        slots = Slots(self.place.slots)
-        key = Key(who=shared.identity.who, file=shared.folder.credentials.key)
-        delivery = Delivery(self.place.fetch, key=key, config=shared.config, link=shared.link, slots=slots)
-        inbox = Inbox(self.place.path, shared.mailbox)
-        self._effects = OwnEffects(
-            home=self.place,
-            state=shared.folder.path,
-            identity=shared.identity,
-            config=shared.config,
-            delivery=delivery,
-            slots=slots,
-            decisions=Decisions(name, inbox=inbox, judge=shared.judge.decide, slots=slots),
-            running=launched,
-            restart=self._ask_for_restart,
-        )
-        delivery.interrupted = lambda: self.runner.interrupts(self._effects)
-        self._set_up(delivery)
-
-    @property
-    def effects(self) -> OwnEffects:
-        """What its runner can do."""
-        return self._effects
-
-    def wake_up(self) -> None:
-        """Go on where the last run stopped, which may have been another version's."""
-        super().wake_up()
-        if settled(self.runner.state):
-            event = self.effects.given_up(self.runner.state)
-            if event is not None:
-                self.runner.tell(event)
-
-    @property
-    def wants_restart(self) -> bool:
-        """True when this process is to end for another version, and what led to it is on the disk."""
-        return self._restart.is_set() and self.runner.state.phase != Phase.ROLLING_BACK.value
-
-    @property
-    def on_trial(self) -> bool:
-        """True while the version that runs is tried, or given up."""
-        return self.runner.state.phase in (Phase.TRIAL.value, Phase.ROLLING_BACK.value)
-
-    def look(self, *, told: bool, down: str) -> None:
-        """Judge the version that runs: `told`, it has reached the control plane; `down`, why a model never ran on
-        it."""
-        ended = self.effects.tried(told=told, down=down)
-        if ended is not None:
-            self.runner.tell(ended)
-        if not self._is_well and time.monotonic() - self._began >= WELL_S:
-            self._is_well = True
-            self.effects.well()
-
-    def _ask_for_restart(self) -> None:
-        self._restart.set()
-        self._shared.news()
+            # once: each program that it ended in says so, too
+            told = (kind, manifest, state.good.deployment)
+            if told != self._told:
+                self._told = told
+                self.runner.tell(Event(kind, reason=reason, manifest=manifest))
 
 
 def make_unit(name: str, shared: Shared) -> ModelUnit:
     """Return a named component; one whose source cannot be had is asked by programs alone, and says so."""
     try:
         return ModelUnit(name, shared)
-    except (Rejected, Broken) as error:
+    except Rejected as error:
         _log.error("component %s: %s", name, error)
         config = replace(shared.config, sources={})
         return ModelUnit(name, replace(shared, config=config))

@@ -11,8 +11,9 @@ import threading
 from collections.abc import Iterator, Mapping
 
 from agent.config import Config
-from agent.deployment.lifecycle import settled
-from agent.deployment.unit import ModelUnit, OwnUnit, Shared, Unit, make_unit
+from agent.deployment.lifecycle import Phase
+from agent.deployment.own_unit import OwnUnit
+from agent.deployment.unit import ModelUnit, Shared, Unit, make_unit
 from agent.fetching.rest import open_vault
 from agent.identity.folder import StateFolder
 from agent.local.serving_port import Reply, Rows, Served
@@ -52,6 +53,12 @@ class Units:
     def alive(self) -> bool:
         """False when something of a unit has ended by itself."""
         return all(unit.alive for unit in self._all())
+
+    @property
+    def wants_restart(self) -> bool:
+        """True when this process is to end for another version of itself, or for inputs that were missing."""
+        own = self.own
+        return (own is not None and own.wants_restart) or any(model.has_source_again for model in self._models())
 
     @property
     def beats(self) -> dict[str, int]:
@@ -141,7 +148,9 @@ class Units:
         """Name a committed model that has not been up since this start, and why; empty when all have."""
         for unit in self._models():
             state = unit.runner.state
-            if state.good.manifest and settled(state) and unit.name not in self._ran:
+            # also while another one is on its way
+            between = state.phase in (Phase.TRIAL.value, Phase.ROLLING_BACK.value)
+            if state.good.manifest and not between and unit.name not in self._ran:
                 running = unit.engine.running
                 return f"{state.good.release}: {running.worker.ended if running is not None else unit.problem}"
         return ""

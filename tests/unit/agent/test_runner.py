@@ -216,6 +216,32 @@ def test_the_end_of_a_trial_says_nothing_about_the_deployment_after_it(tmp_path:
     assert world.said[-1] == ("d3", "committed")
 
 
+def test_what_each_of_many_programs_says_of_a_crash_takes_one_artifact_away(tmp_path: Path) -> None:
+    world = World(offered=[GRANT])
+    runner = boot(tmp_path / "lifecycle.json", world)
+    settle(runner, world)
+    world.slot_good = "old"
+
+    for _ in range(4):
+        runner.tell(Event(Kind.CRASHED, manifest="new", reason="crashed three times"))
+    settle(runner, world)
+
+    assert world.performed.count(Effect.ROLL_BACK) == 1
+    assert runner.state.good.manifest == "old"
+
+
+def test_news_that_a_trial_lives_takes_nothing_away_that_is_to_be_done(tmp_path: Path) -> None:
+    world = World(offered=[GRANT], trouble={Effect.ACTIVATE: [Broken("no memory")]})
+    runner = boot(tmp_path / "lifecycle.json", world)
+    while runner.state.attempts == 0:
+        runner.turn(world)
+
+    runner.tell(Event(Kind.LIVED, grant=GRANT, lived_s=60))
+    settle(runner, world)
+
+    assert world.said[-1] == ("d2", "committed")
+
+
 @pytest.mark.parametrize("refused", ["write_durably", "announce"])
 def test_a_disk_that_refuses_the_state_is_asked_again_and_nothing_is_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: str
