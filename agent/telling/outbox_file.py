@@ -268,12 +268,12 @@ def _prepare(db: sqlite3.Connection, quota_bytes: int) -> None:
         db.execute("insert or ignore into meta values ('epoch', ?)", (secrets.token_hex(8),))
         marks = {"next_sequence": 1, "closing": 0, "damaged": 0, "window": 0}
         db.executemany("insert or ignore into meta values (?, ?)", [(key, str(mark)) for key, mark in marks.items()])
-        seal_rows(db)
         db.execute("commit")
     except BaseException:  # as above
         if db.in_transaction:
             db.execute("rollback")
         raise
+    seal_rows(db)
 
 
 def _bring_up_to_date(db: sqlite3.Connection) -> None:
