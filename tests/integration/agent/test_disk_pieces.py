@@ -1,5 +1,6 @@
 """The pieces of an agent on real disks that refuse: read-only, full, and well again."""
 
+import errno
 import os
 import shutil
 import socket
@@ -108,6 +109,23 @@ def test_a_little_room_is_no_reason_to_start_anew(disk: Mounted) -> None:
     assert (was_mended, found.is_mended) == (False, True)
 
 
+def test_a_disk_that_is_gone_is_not_mended(disk: Mounted, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    disk.fill()
+    found = Disk(disk.folder, clock=lambda: now[0])
+
+    def gone(_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    now[0] += LOOK_S
+    monkeypatch.setattr(os, "statvfs", gone)
+    assert not found.is_mended
+    monkeypatch.undo()
+    disk.make_room()
+    now[0] += LOOK_S
+    assert found.is_mended
+
+
 # --- the state folder
 
 
@@ -200,6 +218,35 @@ def test_a_frozen_outbox_that_cannot_be_read_is_as_an_empty_one(disk: Mounted) -
     with pytest.raises(Broken):
         outbox.put("window", b"one", event_time=1.0)
     outbox.close()
+
+
+def test_an_outbox_of_an_older_agent_is_opened_on_a_disk_that_is_nearly_full(tmp_path: Path) -> None:
+    folder = tmp_path / "small"
+    folder.mkdir()
+    with mounted(folder, size="4m") as disk:
+        path = folder / "outbox.db"
+        before = OutboxFile(path)
+        for number in range(600):
+            before.put("window", bytes(3900), event_time=float(number))
+        before.close()
+        with sqlite3.connect(path) as db:
+            db.execute("pragma wal_autocheckpoint = 16")
+            for number in range(1, 601):
+                db.execute("update outbox set seal = null where sequence = ?", (number,))
+                db.commit()
+        db.close()
+        disk.fill()
+        with (folder / "filled").open("r+b") as file:
+            file.truncate((folder / "filled").stat().st_size - (400 << 10))
+
+        outbox = OutboxFile(path)
+        assert (outbox.problem, outbox.depth) == ("", 600)
+        outbox.close()
+        disk.make_room()
+        OutboxFile(path).close()
+        with sqlite3.connect(path) as db:
+            assert db.execute("select count(*) from outbox where seal is null").fetchone() == (0,)
+        db.close()
 
 
 # --- inference on a disk that fills up
