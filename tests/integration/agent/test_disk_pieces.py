@@ -24,7 +24,9 @@ from agent.deployment.lifecycle import Grant, Phase, State
 from agent.deployment.runner import Saved, encode_saved
 from agent.identity.folder import StateFolder
 from agent.inference import held
+from agent.inference.windows import Windows
 from agent.local.serving_port import Models
+from agent.local.serving_port import Rows as ServedRows
 from agent.telling.outbox import OutboxFile, look
 from agent.upkeep import holding
 from agent.upkeep.disk import LOOK_S, Disk
@@ -36,9 +38,11 @@ from skerry.inference.local_socket import connect_first, socket_places
 from skerry.runtimes.arrays import pack
 from skerry.wire import codec
 from skerry.wire.messages import Gap
+from skerry.wire.report import decode_report
 from tests.integration.agent.shore import LABELS, WINDOW_ROWS, wait_for
 from tests.integration.agent.spoilt import Stranded, request_for
 from tests.mounts import Mounted, mounted
+from tests.unit.agent.engine_bench import MANIFEST, WIDTH, row
 from tests.unit.agent.test_state_folder import enrolled
 
 RATE = 100.0
@@ -247,6 +251,63 @@ def test_an_outbox_of_an_older_agent_is_opened_on_a_disk_that_is_nearly_full(tmp
         with sqlite3.connect(path) as db:
             assert db.execute("select count(*) from outbox where seal is null").fetchone() == (0,)
         db.close()
+
+
+def unread(disk: Mounted, *, number: int) -> Path:
+    """An outbox as a power cut leaves it, with seven rows of an open window, that cannot be read without a write."""
+    path = disk.folder / "outbox.db"
+    before = OutboxFile(path)
+    windows = windows_on(before)
+    for _ in range(number):
+        windows.count(ten_rows())
+    windows.count(ServedRows(WIDTH, row() * 7))
+    windows.end()
+    kept = {each.name: each.read_bytes() for each in disk.folder.iterdir() if not each.name.endswith("-shm")}
+    before.close()
+    for name, data in kept.items():
+        (disk.folder / name).write_bytes(data)
+    disk.make_read_only()
+    return path
+
+
+def windows_on(outbox: OutboxFile) -> Windows:
+    windows = Windows(config=Config(), outbox=outbox, event_time=lambda: 1.0, on_window=lambda: None)
+    windows.open(MANIFEST, "ab" * 32)
+    return windows
+
+
+def ten_rows() -> ServedRows:
+    return ServedRows(WIDTH, row() * 10)
+
+
+@pytest.mark.parametrize("number", [0, 3])
+def test_windows_that_were_counted_unread_follow_those_on_the_disk(disk: Mounted, number: int) -> None:
+    outbox = OutboxFile(unread(disk, number=number), frozen=True)
+    assert outbox.is_blind
+    windows = windows_on(outbox)
+    windows.count(ten_rows())
+    # a roll-back and its return: what was open is closed early, and nothing is counted twice
+    windows.count(ServedRows(WIDTH, row() * 4))
+    windows.open(MANIFEST, "cd" * 32)
+    windows.open(MANIFEST, "ab" * 32)
+    windows.count(ServedRows(WIDTH, row() * 5))
+
+    disk.make_writable()
+    outbox.thaw()
+    windows._held._again = 0.0
+    windows.end()
+    outbox.close()
+    again = OutboxFile(disk.folder / "outbox.db")
+    following = windows_on(again)
+    following.count(ServedRows(WIDTH, row() * 3))
+    again.close()
+
+    reports = [decode_report(body) for _, kind, body in rows(disk.folder / "outbox.db") if kind == "window"]
+    # the last one is of the seven rows that were saved, and three more
+    assert [(report.window, report.rows) for report in reports] == [
+        *((each, 10) for each in range(number)),
+        *((number + each, counted) for each, counted in enumerate((10, 4, 5, 10))),
+    ]
 
 
 # --- inference on a disk that fills up
