@@ -12,10 +12,11 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from agent.telling.outbox import OutboxFile
 from skerry.errors import Broken
+from skerry.wire.report import decode_report, encode_report
 
 MOST_BYTES = 64 * 1024
 RETRY_S = 5.0
@@ -33,6 +34,7 @@ class _Closed:
     report: bytes
     number: int
     event_clock: float
+    is_apart: bool
 
 
 class Held:
@@ -44,21 +46,33 @@ class Held:
         self._closed: deque[_Closed] = deque()
         self._bytes = 0
         self._lost = {"window": 0, "sample": 0}
+        self._next: dict[str, int] = {}
         self._again = 0.0
         self.problem = ""
 
-    def close_window(self, manifest: str, report: bytes, *, number: int, event_clock: float) -> None:
-        """Store the report of a window, or hold it."""
-        self._closed.append(_Closed(manifest, report, number, event_clock))
+    def next_number(self, manifest: str) -> int:
+        """Return the number of the window after the last that was closed here; 0 before the first."""
+        return self._next.get(manifest, 0)
+
+    def close_window(
+        self, manifest: str, report: bytes, *, number: int, event_clock: float, is_apart: bool = False
+    ) -> None:
+        """Store the report of a window, or hold it.
+
+        One that is apart was opened without a look at what the disk has of its manifest: where that turns out to be
+        further on, its number follows, and the rows that were saved there are left for another window.
+        """
+        self._closed.append(_Closed(manifest, report, number, event_clock, is_apart))
+        self._next[manifest] = number + 1
         self._bytes += len(report)
         self._try(lambda: None)
         while self._bytes > MOST_BYTES:
             self._bytes -= len(self._closed.popleft().report)
             self._lost["window"] += 1
 
-    def save_open(self, manifest: str, body: bytes, *, number: int, event_clock: float) -> None:
-        """Store the open window, if nothing that came before it is held: else it stays in memory for the next time."""
-        self._try(lambda: self._outbox.save_open(manifest, body, number=number, event_clock=event_clock))
+    def save_open(self, manifest: str, body: bytes, *, number: int, event_clock: float) -> bool:
+        """Store the open window, if nothing that came before it is held; False where it was not stored."""
+        return self._try(lambda: self._outbox.save_open(manifest, body, number=number, event_clock=event_clock))
 
     def put_sample(self, body: bytes, *, event_time: float) -> None:
         """Store a sample, or count it."""
@@ -96,6 +110,14 @@ class Held:
                 self._outbox.lose(kind, count, reason=REASON)
                 self._lost[kind] = 0
         for held in list(self._closed)[:AT_ONCE]:
-            self._outbox.close_window(held.manifest, held.report, number=held.number, event_clock=held.event_clock)
+            self._close(held)
             self._closed.popleft()
             self._bytes -= len(held.report)
+
+    def _close(self, held: _Closed) -> None:
+        report, number, clock, body = held.report, held.number, held.event_clock, b""
+        if held.is_apart:
+            kept = self._outbox.open_window(held.manifest)
+            number, clock, body = max(kept.number, number), max(kept.event_clock, clock), kept.body
+            report = encode_report(replace(decode_report(report), window=number))
+        self._outbox.close_window(held.manifest, report, number=number, event_clock=clock, body=body)

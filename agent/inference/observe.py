@@ -1,7 +1,8 @@
 """Observing: what one inference put out, counted into the open window of its artifact.
 
-A window is exactly `window_rows` inferences; full, it becomes a `WindowReport`. Memory is constant: counts in bins, and
-latencies in a histogram of some 9 % per bin. At every `save` the state goes to the outbox file.
+A window is `window_rows` inferences, or fewer where a disk refused to keep it open; full, it becomes a `WindowReport`.
+Memory is constant: counts in bins, and latencies in a histogram of some 9 % per bin. At every `save` the state goes to
+the outbox file.
 """
 
 import math

@@ -15,7 +15,7 @@ from agent.inference.held import Held
 from agent.inference.observe import Observer
 from agent.inference.samples import Samples
 from agent.local.serving_port import Row, Rows
-from agent.telling.outbox import OutboxFile, decode_open, encode_open
+from agent.telling.outbox import OpenWindow, OutboxFile, decode_open, encode_open
 from skerry.errors import Rejected
 from skerry.seen import Seen
 from skerry.wire.manifest import Manifest, SamplePolicy
@@ -38,6 +38,8 @@ class Windows:
         self._config = config
         self._outbox = outbox
         self._held = Held(outbox)
+        # whose windows were opened while nobody could read what the disk has of them: they stay apart from that
+        self._apart: set[str] = set()
         self._event_time = event_time
         self._on_window = on_window
         self._manifest: Manifest | None = None
@@ -66,15 +68,22 @@ class Windows:
     ) -> None:
         """Go on with the open window of this manifest, or count nothing; what is open now is kept on the disk.
 
+        Where the disk does not take it, it is closed early, and held like any other.
         `allowed` says what the offline keys let leave the device of its inputs; it is asked for each window.
         """
         if digest and digest == self.digest:
             return
-        self.save()
+        self._leave()
         self._manifest, self._observer, self._samples = manifest, None, None
         if manifest is None:
             return
-        kept = self._outbox.open_window(digest)
+        if self._outbox.is_blind:
+            self._apart.add(digest)
+        kept = OpenWindow() if digest in self._apart else self._outbox.open_window(digest)
+        following = self._held.next_number(digest)
+        if kept.number < following:
+            # the disk has not heard of the windows that are held
+            kept = OpenWindow(number=following)
         rows = self._config.window_rows or None
         observer = Observer(manifest, digest=digest, number=kept.number, window_rows=rows)
         fields: Any = decode_open(kept.body)
@@ -108,18 +117,27 @@ class Windows:
             if taken is not None:
                 self._held.put_sample(taken, event_time=self._event_time())
 
-    def save(self) -> None:
-        """Keep the open window on the disk, if that takes it."""
+    def save(self) -> bool:
+        """Keep the open window on the disk; False where that does not take it, or has another of this manifest."""
         observer = self._observer
         if observer is None or observer.rows == 0:
-            return
+            return True
+        if observer.digest in self._apart:
+            return False
         body = encode_open(observer.save())
-        self._held.save_open(observer.digest, body, number=observer.number, event_clock=self._event_time())
+        return self._held.save_open(observer.digest, body, number=observer.number, event_clock=self._event_time())
 
     def end(self) -> None:
         """Keep on the disk what there is, for the last time."""
+        if self.digest in self._apart:
+            self._leave()
         self._held.end()
         self.save()
+
+    def _leave(self) -> None:
+        """Keep the open window on the disk, or close it."""
+        if not self.save() and self._observer is not None:
+            self._report(self._observer)
 
     def _begin_samples(self, observer: Observer, manifest: Manifest) -> None:
         config = self._config
@@ -135,11 +153,15 @@ class Windows:
         self._samples = samples if samples.wanted else None
 
     def _close(self, observer: Observer, manifest: Manifest) -> None:
+        self._report(observer)
+        self._begin_samples(observer, manifest)
+
+    def _report(self, observer: Observer) -> None:
         now = self._event_time()
         body = encode_report(observer.report(event_time=now))
-        self._held.close_window(observer.digest, body, number=observer.number, event_clock=now)
+        is_apart = observer.digest in self._apart
+        self._held.close_window(observer.digest, body, number=observer.number, event_clock=now, is_apart=is_apart)
         observer.next_window()
-        self._begin_samples(observer, manifest)
         self._on_window()
 
 

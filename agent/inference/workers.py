@@ -18,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,6 +39,10 @@ LOAD_S = 90.0
 BATCH_S = 15.0
 END_S = 2.0
 _LINE_BYTES = 4096
+# what a worker may say in a minute; of what is left out, the last lines are said at its end: they tell why it ended
+MOST_LINES = 20
+LAST_LINES = 5
+_PERIOD_S = 60.0
 _log = logging.getLogger("skerry.agent.workers")
 
 
@@ -272,10 +277,37 @@ def _spawn(given: Given, descriptors: Sequence[int]) -> Worker:
 
 
 def _pass_on(stream: IO[bytes]) -> None:
-    """Log what runtimes write on standard error, and why a worker ended by itself, as lines like all others."""
+    """Log what runtimes write on standard error, and why a worker ended by itself, as lines like all others; not all
+    of a flood."""
+    said = left_out = 0
+    last: deque[bytes] = deque(maxlen=LAST_LINES)
+    until = time.monotonic() + _PERIOD_S
     with stream:
         while line := stream.readline(_LINE_BYTES):
-            _log.info("worker: %s", line.decode(errors="replace").rstrip())
+            if time.monotonic() >= until:
+                _say_left_out(left_out)
+                said, left_out, until = 0, 0, time.monotonic() + _PERIOD_S
+                last.clear()
+            if said < MOST_LINES:
+                said += 1
+                _say(line)
+                continue
+            if not left_out:
+                _log.warning("worker: more than %d lines in %g s; what follows is left out", MOST_LINES, _PERIOD_S)
+            left_out += 1
+            last.append(line)
+    _say_left_out(left_out - len(last))
+    for line in last:
+        _say(line)
+
+
+def _say(line: bytes) -> None:
+    _log.info("worker: %s", line.decode(errors="replace").rstrip())
+
+
+def _say_left_out(count: int) -> None:
+    if count:
+        _log.warning("worker: %d lines were left out", count)
 
 
 @contextlib.contextmanager

@@ -115,12 +115,20 @@ class OutboxFile:
         """Append a row durably and return its sequence number."""
         return self._write(lambda: self._rows.insert(kind, body, event_time))
 
-    def close_window(self, manifest: str, report: bytes, *, number: int, event_clock: float) -> int:
-        """Append a window's report, and in the same transaction reset its accumulator to window `number + 1`."""
+    @property
+    def is_blind(self) -> bool:
+        """True while it is frozen and nothing of the file could be read: what windows are open there is not known."""
+        return self._is_blind
+
+    def close_window(self, manifest: str, report: bytes, *, number: int, event_clock: float, body: bytes = b"") -> int:
+        """Append a window's report, and in the same transaction reset its accumulator to window `number + 1`.
+
+        With `body`, the rows that were saved are none of the report's: that next window goes on with them.
+        """
 
         def close() -> int:
             sequence = self._rows.insert("window", report, event_clock)
-            self._rows.save(manifest, number=number + 1, event_clock=event_clock, body=b"")
+            self._rows.save(manifest, number=number + 1, event_clock=event_clock, body=body)
             return sequence
 
         return self._write(close)
@@ -199,6 +207,7 @@ class OutboxFile:
 
     def _open(self) -> None:
         self._db, loss = open_sound(self._path, self._quota_bytes)
+        self._is_blind = False
         self._rows = Rows(self._db, budget=self._budget)
         self._ballast = hold_ballast(self._path)
         if loss is not None:
@@ -206,7 +215,8 @@ class OutboxFile:
             self._write(lambda: self._rows.record_loss(loss))
 
     def _freeze(self) -> None:
-        self._db = open_frozen(self._path, self._quota_bytes)
+        self._db, is_read = open_frozen(self._path, self._quota_bytes)
+        self._is_blind = not is_read
         self._rows = Rows(self._db, budget=self._budget)
         # as if it were there: nobody tries to put it
         self._ballast = True

@@ -181,18 +181,23 @@ def open_to_read(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=3)
 
 
-def open_frozen(path: Path, quota_bytes: int) -> sqlite3.Connection:
-    """Open the outbox of a disk that refuses: to be read, as far as it can be, and to refuse whatever is written."""
+def open_frozen(path: Path, quota_bytes: int) -> tuple[sqlite3.Connection, bool]:
+    """Open the outbox of a disk that refuses: to be read, as far as it can be, and to refuse whatever is written.
+
+    False says that nothing of it could be read, if there is one: what is told then is that of an empty one.
+    """
+    is_read = True
     try:
         db = open_to_read(path)
         db.text_factory = lambda raw: raw.decode(errors="replace")
         _check(db)
     except (sqlite3.Error, KeyError, ValueError, TypeError, OverflowError, Damaged):
-        # none yet, or nothing that could be read without a write: what is told is that of an empty one
+        # none yet, or nothing that could be read without a write
+        is_read = False
         db = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
         _prepare(db, quota_bytes)
     db.execute("pragma query_only = on")
-    return db
+    return db, is_read
 
 
 def encode_open(fields: dict[str, object]) -> bytes:
@@ -268,12 +273,12 @@ def _prepare(db: sqlite3.Connection, quota_bytes: int) -> None:
         db.execute("insert or ignore into meta values ('epoch', ?)", (secrets.token_hex(8),))
         marks = {"next_sequence": 1, "closing": 0, "damaged": 0, "window": 0}
         db.executemany("insert or ignore into meta values (?, ?)", [(key, str(mark)) for key, mark in marks.items()])
-        seal_rows(db)
         db.execute("commit")
     except BaseException:  # as above
         if db.in_transaction:
             db.execute("rollback")
         raise
+    seal_rows(db)
 
 
 def _bring_up_to_date(db: sqlite3.Connection) -> None:

@@ -27,6 +27,8 @@ from skerry.wire.messages import Gap
 PRIORITIES = {"sample": 0, "window": 1, "gap": 2, "deployment": 3, "evidence": 3}
 # numbers that are looked at, the newest: more rows than a quota holds
 MOST_NUMBERS = 1 << 16
+# in one transaction: the journal of a disk that is nearly full has to have room for it
+_SEALED_BYTES = 16 * 1024
 _REFUSED = (sqlite3.Error, ValueError, OverflowError)
 _ROWS = "select sequence, kind, event_time, crc, body, seal from outbox"
 
@@ -37,16 +39,36 @@ def seal_of(epoch: str, sequence: int, kind: str, event_time: float, body: bytes
 
 
 def seal_rows(db: sqlite3.Connection) -> None:
-    """Seal what an older agent has put."""
+    """Seal what an older agent has put, a few rows at a time; what a full disk refuses is sealed at the next start."""
     (epoch,) = db.execute("select value from meta where key = 'epoch'").fetchone()
     numbers = [number for (number,) in db.execute("select sequence from outbox where seal is null")]
-    for number in numbers:
-        kind, event_time, body = db.execute(
-            "select kind, event_time, body from outbox where sequence = ?", (number,)
-        ).fetchone()
-        if isinstance(event_time, float) and isinstance(body, bytes):
-            seal = seal_of(epoch, number, kind, event_time, body)
-            db.execute("update outbox set seal = ? where sequence = ?", (seal, number))
+    at = 0
+    while at < len(numbers):
+        db.execute("begin immediate")
+        try:
+            size = 0
+            while at < len(numbers) and size < _SEALED_BYTES:
+                size += _seal_row(db, epoch, numbers[at])
+                at += 1
+            db.execute("commit")
+        except BaseException as error:  # whatever ends it must not leave the transaction open
+            if db.in_transaction:
+                db.execute("rollback")
+            if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL:
+                return
+            raise
+
+
+def _seal_row(db: sqlite3.Connection, epoch: str, number: int) -> int:
+    """Seal one row, and return how much of the journal that takes at least."""
+    kind, event_time, body = db.execute(
+        "select kind, event_time, body from outbox where sequence = ?", (number,)
+    ).fetchone()
+    if not (isinstance(event_time, float) and isinstance(body, bytes)):
+        return 0
+    seal = seal_of(epoch, number, kind, event_time, body)
+    db.execute("update outbox set seal = ? where sequence = ?", (seal, number))
+    return len(body) + 64
 
 
 def salvage(damaged: Path, path: Path, schema: str) -> int:

@@ -54,7 +54,11 @@ class Disk:
         if not self.problem or self._clock() < self._due:
             return False
         self._due = self._clock() + LOOK_S
-        room = os.statvfs(self.folder)
+        try:
+            room = os.statvfs(self.folder)
+        except OSError:
+            # it is gone, or fails
+            return False
         return room.f_bavail * room.f_frsize >= ROOM_BYTES and not _look(self.folder)
 
 

@@ -1,5 +1,6 @@
 """The pieces of an agent on real disks that refuse: read-only, full, and well again."""
 
+import errno
 import os
 import shutil
 import socket
@@ -23,7 +24,9 @@ from agent.deployment.lifecycle import Grant, Phase, State
 from agent.deployment.runner import Saved, encode_saved
 from agent.identity.folder import StateFolder
 from agent.inference import held
+from agent.inference.windows import Windows
 from agent.local.serving_port import Models
+from agent.local.serving_port import Rows as ServedRows
 from agent.telling.outbox import OutboxFile, look
 from agent.upkeep import holding
 from agent.upkeep.disk import LOOK_S, Disk
@@ -35,9 +38,11 @@ from skerry.inference.local_socket import connect_first, socket_places
 from skerry.runtimes.arrays import pack
 from skerry.wire import codec
 from skerry.wire.messages import Gap
+from skerry.wire.report import decode_report
 from tests.integration.agent.shore import LABELS, WINDOW_ROWS, wait_for
 from tests.integration.agent.spoilt import Stranded, request_for
 from tests.mounts import Mounted, mounted
+from tests.unit.agent.engine_bench import MANIFEST, WIDTH, row
 from tests.unit.agent.test_state_folder import enrolled
 
 RATE = 100.0
@@ -106,6 +111,23 @@ def test_a_little_room_is_no_reason_to_start_anew(disk: Mounted) -> None:
     disk.make_room()
     now[0] += LOOK_S
     assert (was_mended, found.is_mended) == (False, True)
+
+
+def test_a_disk_that_is_gone_is_not_mended(disk: Mounted, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    disk.fill()
+    found = Disk(disk.folder, clock=lambda: now[0])
+
+    def gone(_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    now[0] += LOOK_S
+    monkeypatch.setattr(os, "statvfs", gone)
+    assert not found.is_mended
+    monkeypatch.undo()
+    disk.make_room()
+    now[0] += LOOK_S
+    assert found.is_mended
 
 
 # --- the state folder
@@ -200,6 +222,92 @@ def test_a_frozen_outbox_that_cannot_be_read_is_as_an_empty_one(disk: Mounted) -
     with pytest.raises(Broken):
         outbox.put("window", b"one", event_time=1.0)
     outbox.close()
+
+
+def test_an_outbox_of_an_older_agent_is_opened_on_a_disk_that_is_nearly_full(tmp_path: Path) -> None:
+    folder = tmp_path / "small"
+    folder.mkdir()
+    with mounted(folder, size="4m") as disk:
+        path = folder / "outbox.db"
+        before = OutboxFile(path)
+        for number in range(600):
+            before.put("window", bytes(3900), event_time=float(number))
+        before.close()
+        with sqlite3.connect(path) as db:
+            db.execute("pragma wal_autocheckpoint = 16")
+            for number in range(1, 601):
+                db.execute("update outbox set seal = null where sequence = ?", (number,))
+                db.commit()
+        db.close()
+        disk.fill()
+        with (folder / "filled").open("r+b") as file:
+            file.truncate((folder / "filled").stat().st_size - (400 << 10))
+
+        outbox = OutboxFile(path)
+        assert (outbox.problem, outbox.depth) == ("", 600)
+        outbox.close()
+        disk.make_room()
+        OutboxFile(path).close()
+        with sqlite3.connect(path) as db:
+            assert db.execute("select count(*) from outbox where seal is null").fetchone() == (0,)
+        db.close()
+
+
+def unread(disk: Mounted, *, number: int) -> Path:
+    """An outbox as a power cut leaves it, with seven rows of an open window, that cannot be read without a write."""
+    path = disk.folder / "outbox.db"
+    before = OutboxFile(path)
+    windows = windows_on(before)
+    for _ in range(number):
+        windows.count(ten_rows())
+    windows.count(ServedRows(WIDTH, row() * 7))
+    windows.end()
+    kept = {each.name: each.read_bytes() for each in disk.folder.iterdir() if not each.name.endswith("-shm")}
+    before.close()
+    for name, data in kept.items():
+        (disk.folder / name).write_bytes(data)
+    disk.make_read_only()
+    return path
+
+
+def windows_on(outbox: OutboxFile) -> Windows:
+    windows = Windows(config=Config(), outbox=outbox, event_time=lambda: 1.0, on_window=lambda: None)
+    windows.open(MANIFEST, "ab" * 32)
+    return windows
+
+
+def ten_rows() -> ServedRows:
+    return ServedRows(WIDTH, row() * 10)
+
+
+@pytest.mark.parametrize("number", [0, 3])
+def test_windows_that_were_counted_unread_follow_those_on_the_disk(disk: Mounted, number: int) -> None:
+    outbox = OutboxFile(unread(disk, number=number), frozen=True)
+    assert outbox.is_blind
+    windows = windows_on(outbox)
+    windows.count(ten_rows())
+    # a roll-back and its return: what was open is closed early, and nothing is counted twice
+    windows.count(ServedRows(WIDTH, row() * 4))
+    windows.open(MANIFEST, "cd" * 32)
+    windows.open(MANIFEST, "ab" * 32)
+    windows.count(ServedRows(WIDTH, row() * 5))
+
+    disk.make_writable()
+    outbox.thaw()
+    windows._held._again = 0.0
+    windows.end()
+    outbox.close()
+    again = OutboxFile(disk.folder / "outbox.db")
+    following = windows_on(again)
+    following.count(ServedRows(WIDTH, row() * 3))
+    again.close()
+
+    reports = [decode_report(body) for _, kind, body in rows(disk.folder / "outbox.db") if kind == "window"]
+    # the last one is of the seven rows that were saved, and three more
+    assert [(report.window, report.rows) for report in reports] == [
+        *((each, 10) for each in range(number)),
+        *((number + each, counted) for each, counted in enumerate((10, 4, 5, 10))),
+    ]
 
 
 # --- inference on a disk that fills up
