@@ -16,7 +16,7 @@ are two epochs. Decision 1114.
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from control_plane import alarms
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 # what was on its way comes late once, and there is as much room for backups
 MOST_RETURNS = 2 * BATCHES_IN_FLIGHT
 SILENCE = timedelta(days=7)
+# returns that are further apart than this are not counted together: a device with two state folders changes them seldom
+LONG_AGO = timedelta(days=30)
 
 
 def heard(session: Session, mark: OutboxMark, *, now: datetime) -> None:
@@ -51,10 +53,17 @@ def heard(session: Session, mark: OutboxMark, *, now: datetime) -> None:
     # while the alarm stands nothing is counted: once it is cleared, it takes as many returns to raise it again
     if younger is None or alarms.standing(session, alarms.CLONE, mark.device):
         return
-    mark.returns += 1
+    if mark.returned_at is not None and now - mark.returned_at > LONG_AGO:
+        mark.returns = 0
+    mark.returns, mark.returned_at = mark.returns + 1, now
     if mark.returns > MOST_RETURNS:
         _sound(session, mark, younger, now=now)
-        mark.returns = 0
+        begin_anew(session, mark.device)
+
+
+def begin_anew(session: Session, device: str) -> None:
+    """Count the returns of all epochs of a device from 0."""
+    session.execute(update(OutboxMark).where(OutboxMark.device == device).values(returns=0))
 
 
 def settle(plane: "Plane") -> int:
@@ -77,7 +86,7 @@ def _one_goes_on(session: Session, alarm: Alarm) -> bool:
     # of two that are both silent nothing is known: the device may be out of reach
     query = select(OutboxMark.heard_at).where(OutboxMark.device == alarm.device, OutboxMark.heard_at.is_not(None))
     last = [at for at in session.scalars(query.order_by(OutboxMark.heard_at.desc()).limit(2)) if at is not None]
-    return len(last) < 2 or last[0] - last[1] > SILENCE
+    return len(last) < 2 or last[0] - max(last[1], alarm.raised_at) > SILENCE
 
 
 def _sound(session: Session, mark: OutboxMark, younger: OutboxMark, *, now: datetime) -> None:

@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from control_plane import events
 from control_plane.schema.devices import Device, DeviceComponent
+from control_plane.schema.releases import Deployment, Release
 from skerry.wire import messages
 from skerry.wire.messages import AGENT
 
@@ -43,6 +44,17 @@ def beside(session: Session, model: str) -> frozenset[str]:
     """Return the devices that have a component for a model: all of them for the agent."""
     rows = select(DeviceComponent.device).where(DeviceComponent.name == model)
     return frozenset(session.scalars(select(Device.name) if model == AGENT else rows))
+
+
+def was_beside_alone(session: Session, device: str, model: str) -> bool:
+    """Say whether all that a device was ever assigned of a model was for a named component."""
+    rows = (
+        select(Deployment.component)
+        .join(Release, Release.name == Deployment.release)
+        .where(Deployment.device == device, Release.model == model)
+    )
+    found = set(session.scalars(rows))
+    return bool(found) and "" not in found
 
 
 def is_too_old(device: Device, component: str) -> bool:

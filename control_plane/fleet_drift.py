@@ -90,10 +90,15 @@ class _Fleet:
         for key in [key for key in self._current if key[1] and key not in self._beside]:
             self._stale.add(self._current.pop(key).artifact.version)
 
-    def _place(self, device: str, artifact: Artifact) -> tuple[str, str]:
-        """Return the device and which of its components an artifact runs in."""
-        named = (device, artifact.version[0])
-        return named if named in self._beside else (device, "")
+    def _speaks(self, session: Session, track: Track) -> None:
+        """Let a track speak for the component that it is of; one of a component that was taken away speaks for none."""
+        model = track.artifact.version[0]
+        own = (track.device, "")
+        place = (track.device, model) if (track.device, model) in self._beside else own
+        known = place != own or (own in self._current and self._current[own].artifact.version[0] == model)
+        if known or not components.was_beside_alone(session, track.device, model):
+            self._current[place] = track
+            self._stale.add(track.artifact.version)
 
     def _add(self, plane: "Plane", session: Session, row: Window) -> None:
         artifact = self._artifact(plane, session, row.manifest)
@@ -116,8 +121,8 @@ class _Fleet:
         except drift.Rejected as refusal:
             _log.warning("drift: window %s of %s is left out: %s", row.number, row.device, refusal)
             return
-        self._tracks[key] = self._current[self._place(row.device, artifact)] = track
-        self._stale.add(artifact.version)
+        self._tracks[key] = track
+        self._speaks(session, track)
 
     def _join_what_was_ahead(self, plane: "Plane") -> None:
         """Read a device again, once, when the hole before its newest windows is filled."""
@@ -131,8 +136,8 @@ class _Fleet:
                     continue
                 del self._ahead[hole]
                 track = _from_database(session, row, artifact, until=self._last)
-                self._tracks[row.device, row.manifest] = self._current[self._place(row.device, artifact)] = track
-                self._stale.add(artifact.version)
+                self._tracks[row.device, row.manifest] = track
+                self._speaks(session, track)
 
     def _artifact(self, plane: "Plane", session: Session, manifest: str) -> Artifact | None:
         if manifest not in self._artifacts:

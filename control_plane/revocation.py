@@ -10,7 +10,7 @@ from datetime import datetime
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from control_plane import alarms, crl, director, events
+from control_plane import alarms, clones, crl, director, events
 from control_plane.authority import Issued
 from control_plane.plane import Plane
 from control_plane.refusals import Conflict, Unknown
@@ -106,14 +106,18 @@ def cut_off(plane: Plane, name: str) -> str:
 
 
 def make_way(plane: Plane, session: Session, device: Device, issued: Issued) -> None:
-    """Let a new key take the place of the one that a device had: whatever was for that one, ends.
+    """Let a certificate, of a new key or of the same, take the place of all that a device had: those end.
 
     Call `spread` after the commit.
     """
     now = plane.clock()
     end_credentials(session, device.name, now=now)
+    before = device.public_key
     note_issued(session, device, issued, now=now)
-    alarms.clear_all(session, device.name, "the device has a new key, and no other certificate is good", now=now)
+    if device.public_key != before:
+        # whoever has a copy of the same key can go on
+        alarms.clear_all(session, device.name, "the device has a new key, and no other certificate is good", now=now)
+        clones.begin_anew(session, device.name)
     try:
         present = director.assignments(session, device.name).values()
         if present and all(target.path != director.DECOMMISSION for _, target in present):

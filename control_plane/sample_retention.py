@@ -1,12 +1,13 @@
 """Owns how long samples of inputs are kept, and deletes them: by a turn of the clock, or because an operator says so.
 
-`keep` deletes, in this order: what is of devices that were decommissioned (at once), what is older than the settings'
-`sample_days`, and the oldest of a device or of all that have more than their megabytes. Of a revoked device they stay
-for as long as of any other: it may come back, and what it sent may tell why. Windows hold counts and no inputs, and
-are kept.
+`keep` deletes, in this order: what a deletion that was cut off has left, what is of devices that were decommissioned
+(at once), what is older than the settings' `sample_days`, and the oldest of a device or of all that have more than
+their megabytes; the least that a row counts for is `LEAST_BYTES`. Of a revoked device they stay for as long as of any
+other: it may come back, and what it sent may tell why. Windows hold counts and no inputs, and are kept.
 
-A deletion counts what went on the epoch's mark and writes a line of the timeline, in one transaction. The bytes go
-first: who finds a row without them reads none, and the next turn takes the row.
+A deletion says so in the rows first (`DELETING`). Then it deletes the bytes and the rows, counts what went on the
+epoch's mark and writes a line of the timeline, in one transaction: wherever it is cut off, the next turn takes the
+rest.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from sqlalchemy import ColumnElement, Select, delete, func, select
+from sqlalchemy import ColumnElement, Select, case, delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from control_plane import events
@@ -29,8 +30,13 @@ if TYPE_CHECKING:
 # of one transaction, which holds up whoever else writes; and of one turn, so that it ends
 BATCH = 200
 MOST_OF_A_TURN = 20_000
+# of all the samples of a device, in one answer
+MOST_OF_AN_ANSWER = 1000
 MB = 1_000_000
+# a row, and the file of a sample, take up as much as this on a disk
+LEAST_BYTES = 4096
 CLOCK = "the server's clock"
+DELETING = "it is being deleted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +64,7 @@ def keep(plane: "Plane") -> Deleted:
 
 
 def erase(plane: "Plane", device: str, numbers: Sequence[int] = (), *, by: str) -> Deleted:
-    """Delete samples of a device because an operator says so: those of these numbers, or, without any, all.
+    """Delete samples of a device because an operator says so: those of these numbers, or, without any, the oldest 1000.
 
     Raises:
         Unknown: there is no such device.
@@ -68,8 +74,7 @@ def erase(plane: "Plane", device: str, numbers: Sequence[int] = (), *, by: str) 
         if session.get(Device, device) is None:
             raise Unknown(f"device: expected one that is enrolled, got {device!r:.80}")
         query = select(Sample.id).where(Sample.device == device)
-        if numbers:
-            query = query.where(Sample.id.in_(numbers))
+        query = query.where(Sample.id.in_(numbers)) if numbers else query.limit(MOST_OF_AN_ANSWER)
         found = list(session.scalars(query.order_by(Sample.id)))
     if others := sorted(set(numbers) - set(found)):
         shown = ", ".join(map(str, others[:10]))
@@ -85,7 +90,9 @@ def _rules(plane: "Plane") -> list[tuple[str, Select[int]]]:
     stays = select(Device.name).where(Device.state != "decommissioned")
     oldest = select(Sample.id).order_by(Sample.id)
     device_bytes, fleet_bytes = settings.sample_device_mb * MB, settings.sample_fleet_mb * MB
+    size = case((or_(Sample.blob == "", Sample.size_bytes < LEAST_BYTES), LEAST_BYTES), else_=Sample.size_bytes)
     return [
+        ("its deletion was cut off", oldest.where(Sample.blob != "", Sample.reason == DELETING)),
         ("the device is decommissioned", oldest.where(Sample.device.not_in(stays))),
         (
             f"older than {settings.sample_days} days",
@@ -93,20 +100,18 @@ def _rules(plane: "Plane") -> list[tuple[str, Select[int]]]:
         ),
         (
             f"more than {settings.sample_device_mb} MB of a device",
-            _beyond(
-                device_bytes, func.sum(Sample.size_bytes).over(partition_by=Sample.device, order_by=Sample.id.desc())
-            ),
+            _beyond(device_bytes, func.sum(size).over(partition_by=Sample.device, order_by=Sample.id.desc())),
         ),
         (
             f"more than {settings.sample_fleet_mb} MB of all devices",
-            _beyond(fleet_bytes, func.sum(Sample.size_bytes).over(order_by=Sample.id.desc())),
+            _beyond(fleet_bytes, func.sum(size).over(order_by=Sample.id.desc())),
         ),
     ]
 
 
 def _beyond(limit: int, running: ColumnElement[int]) -> Select[int]:
-    """Select what is beyond so many bytes, counted from the newest stored sample on."""
-    counted = select(Sample.id, running.label("bytes")).where(Sample.blob != "").subquery()
+    """Select what is beyond so many bytes, counted from the newest sample on."""
+    counted = select(Sample.id, running.label("bytes")).subquery()
     return select(counted.c.id).where(counted.c.bytes > limit).order_by(counted.c.id)
 
 
@@ -115,9 +120,12 @@ def _delete(plane: "Plane", numbers: Sequence[int], *, why: str, by: str) -> Del
     for start in range(0, len(numbers), BATCH):
         if by == CLOCK and plane.stopping.is_set():
             break
+        these = Sample.id.in_(numbers[start : start + BATCH])
+        with plane.sessions.begin() as session:
+            session.execute(update(Sample).where(these, Sample.blob != "").values(reason=DELETING))
         with plane.sessions.begin() as session:
             # the lock is taken here: no sample with the same bytes comes in between
-            rows = session.scalars(select(Sample).where(Sample.id.in_(numbers[start : start + BATCH]))).all()
+            rows = session.scalars(select(Sample).where(these)).all()
             plane.blobs.delete(_unshared(session, rows))
             for device in sorted({row.device for row in rows}):
                 own = [row for row in rows if row.device == device]

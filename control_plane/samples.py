@@ -5,6 +5,7 @@ either. Who reads samples is written down before they are handed out; `control_p
 """
 
 import base64
+import contextlib
 from collections import OrderedDict
 from collections.abc import Iterable
 from datetime import datetime
@@ -57,7 +58,7 @@ def take(
 
 def counts(session: Session) -> dict[tuple[str, str], tuple[int, int]]:
     """Return by device and epoch how many samples are stored, and how many were quarantined."""
-    stored = func.count().filter(Sample.reason == "")
+    stored = func.count().filter(Sample.blob != "")
     query = select(Sample.device, Sample.epoch, stored, func.count()).group_by(Sample.device, Sample.epoch)
     return {(device, epoch): (kept, every - kept) for device, epoch, kept, every in session.execute(query)}
 
@@ -69,15 +70,22 @@ def page(
 
     That `by` reads them is in the timeline first: what cannot be audited is not handed out.
     """
-    query = select(Sample).where(Sample.device == device, Sample.blob != "", Sample.id > after)
-    query = query.where(Sample.manifest.in_(list(manifests))).order_by(Sample.id).limit(min(limit, PAGE_ROWS))
+    query = select(Sample).where(Sample.device == device, Sample.blob != "", Sample.reason == "", Sample.id > after)
+    query = query.where(Sample.manifest.in_(list(manifests))).order_by(Sample.id)
+    found: list[dict[str, Any]] = []
     with plane.readers() as session:
-        # one that is being deleted has a row for some moments longer than its bytes
-        rows = [row for row in session.scalars(query) if plane.blobs.exists(row.blob)]
-        specs = {each: _specs(plane, session, each) for each in {row.manifest for row in rows}}
-    found = [_tree(row, decode_sample(plane.blobs.get(row.blob)), specs[row.manifest]) for row in rows]
+        specs: dict[str, dict[str, TensorSpec]] = {}
+        for row in session.scalars(query.execution_options(yield_per=PAGE_ROWS)):
+            # bytes that are being deleted, or were lost, are no reason to hand out less than there is
+            with contextlib.suppress(Rejected):
+                body = plane.blobs.get(row.blob)
+                if row.manifest not in specs:
+                    specs[row.manifest] = _specs(plane, session, row.manifest)
+                found.append(_tree(row, decode_sample(body), specs[row.manifest]))
+            if len(found) >= min(limit, PAGE_ROWS):
+                break
     if found:
-        numbers = [row.id for row in rows]
+        numbers = [each["id"] for each in found]
         text = f"{by} read {len(found)} samples of {device}, numbers {numbers[0]} to {numbers[-1]}"
         with plane.sessions.begin() as session:
             record(session, "samples", device, text, action="read", by=by, numbers=numbers)
@@ -94,7 +102,7 @@ def listed(session: Session, device: str, *, after: int, limit: int) -> list[dic
             "window": row.window,
             "size_bytes": row.size_bytes,
             "taken_at": row.taken_at.isoformat(),
-            "state": "stored" if row.blob else "quarantined",
+            "state": "quarantined" if not row.blob else "deleting" if row.reason else "stored",
             "reason": row.reason,
         }
         for row in session.scalars(query)

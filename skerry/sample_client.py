@@ -34,11 +34,19 @@ class SamplesApi(Api):
             yield from rows
             after, most = rows[-1]["id"], most - len(rows)
 
-    def list_samples(self, name: str, *, after: int = -1) -> dict[str, Json]:
+    def list_samples(self, name: str, *, after: int = -1, most: int = 1000) -> dict[str, Json]:
         """Return what is known of up to 1000 of a device's samples without their content, and the limits they have."""
-        return self._object("GET", f"/v1/devices/{segment(name)}/samples/list", params={"after": after})
+        asked = {"after": after, "limit": most}
+        return self._object("GET", f"/v1/devices/{segment(name)}/samples/list", params=asked)
 
     def delete_samples(self, name: str, numbers: Sequence[int] = (), *, every: bool = False) -> dict[str, Json]:
-        """Delete samples of a device for good: those of these numbers, or `every` one."""
+        """Delete samples of a device for good: those of these numbers, or `every` one, a thousand with each request."""
         body = {"numbers": list(numbers), "every": every}
-        return self._object("POST", f"/v1/devices/{segment(name)}/samples/delete", json=body)
+        gone: dict[str, Json] = {}
+        while True:
+            said = self._object("POST", f"/v1/devices/{segment(name)}/samples/delete", json=body)
+            gone = {
+                key: value if key in ("device", "left") else gone.get(key, 0) + value for key, value in said.items()
+            }
+            if not (every and said.get("left")):
+                return gone

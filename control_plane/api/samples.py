@@ -71,10 +71,15 @@ def list_samples(
 
 @router.post("/v1/devices/{name}/samples/delete")
 def delete_samples(name: str, body: DeleteBody, plane: PlaneDep, request: Request) -> dict[str, Any]:
-    """Delete samples of a device for good, and the notes on those that were quarantined."""
+    """Delete samples of a device for good, and the notes on those that were quarantined.
+
+    Of every one, the oldest 1000 go: ask again while there are some `left`.
+    """
     if body.every == bool(body.numbers):
         raise Rejected(
             "samples: expected numbers of samples, or every = true, got " + ("both" if body.every else "none")
         )
     gone = sample_retention.erase(plane, name, body.numbers, by=operator_name(request))
-    return {"device": name, **asdict(gone)}
+    with plane.readers() as session:
+        account = samples.account(session, name)
+    return {"device": name, **asdict(gone), "left": account["stored"] + account["quarantined"]}

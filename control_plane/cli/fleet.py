@@ -183,7 +183,8 @@ def _drift(options: argparse.Namespace, session: Session) -> None:
     with session.client() as client:
         drift = client.drift()
     findings = table(drift["findings"], ("kind", "device", "model", "version", "window", "log_e"), empty="no findings")
-    devices = table(drift["devices"], ("device", "state", "log_e", "severity", "windows"), empty="no evidence yet")
+    columns = ("device", "model", "version", "state", "log_e", "severity", "windows")
+    devices = table(drift["devices"], columns, empty="no evidence yet")
     session.show(drift, f"{findings}\n\n{devices}")
 
 

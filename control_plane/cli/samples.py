@@ -78,7 +78,7 @@ def _set(options: argparse.Namespace, session: Session) -> None:
 
 def _list(options: argparse.Namespace, session: Session) -> None:
     with session.client() as client:
-        told = client.list_samples(options.device, after=options.after)
+        told = client.list_samples(options.device, after=options.after, most=MOST_ROWS)
     rows = [{**each, "taken_at": each["taken_at"][:19]} for each in told["samples"]]
     columns = ("id", "taken_at", "model", "version", "window", "size_bytes", "state", "reason")
     account = (
@@ -86,7 +86,8 @@ def _list(options: argparse.Namespace, session: Session) -> None:
         f"{told['deleted']} deleted. Kept for {told['sample_days']} days, "
         f"{told['sample_device_mb']} MB of a device and {told['sample_fleet_mb']} MB of all at most"
     )
-    session.show(told, f"{table(rows, columns, empty='no samples')}\n\n{account}")
+    more = f"; there may be more: --after {rows[-1]['id']}" if len(rows) == MOST_ROWS else ""
+    session.show(told, f"{table(rows, columns, empty='no samples')}\n\n{account}{more}")
 
 
 def _delete(options: argparse.Namespace, session: Session) -> None:

@@ -17,10 +17,11 @@ class OutboxMark(Table):
 
     `turn` numbers, over all epochs of a device, the times at which another one than before brought something new: it is
     the last such time of this one, which last did so at `heard_at`. `returns` is how often it did after a younger one
-    had (`control_plane.clones`).
+    had, and `returned_at` when it last did that (`control_plane.clones`).
     """
 
     __tablename__ = "outbox_mark"
+    __table_args__ = (Index("ix_outbox_mark_turn", "device", "turn"),)
     device: Mapped[str] = mapped_column(String(63), primary_key=True)
     epoch: Mapped[str] = mapped_column(String(32), primary_key=True)
     up_to: Mapped[int] = mapped_column(default=0)
@@ -35,6 +36,7 @@ class OutboxMark(Table):
     turn: Mapped[int] = mapped_column(default=0)
     returns: Mapped[int] = mapped_column(default=0)
     heard_at: Mapped[datetime | None]
+    returned_at: Mapped[datetime | None]
 
 
 class Window(Table):
@@ -101,7 +103,8 @@ class Finding(Table):
 class Sample(Table):
     """An input that a device kept of a window: stored as `blob` where its artifact's manifest allows it.
 
-    Otherwise the row is in quarantine: `blob` is empty, `reason` says why, and nothing of its content is kept.
+    Otherwise the row is in quarantine: `blob` is empty, `reason` says why, and nothing of its content is kept. A row
+    that has both is being deleted (`control_plane.sample_retention`).
     """
 
     __tablename__ = "sample"
@@ -117,7 +120,7 @@ class Sample(Table):
     window: Mapped[int] = mapped_column(default=0)
     size_bytes: Mapped[int]
     crc: Mapped[int]
-    blob: Mapped[str] = mapped_column(String(64), default="")
+    blob: Mapped[str] = mapped_column(String(64), default="", index=True)
     reason: Mapped[str] = mapped_column(default="")
     taken_at: Mapped[datetime]
 

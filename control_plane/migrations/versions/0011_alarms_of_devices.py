@@ -1,4 +1,4 @@
-"""Alarms of devices, whose turn it was among the epochs of one, and how many samples were deleted."""
+"""Alarms of devices, whose turn it was among the epochs of one, and how many samples were deleted, by their blobs."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -13,7 +13,10 @@ def upgrade() -> None:
     """Bring the schema forward; who returns is counted from now on."""
     for name in ("samples_deleted", "turn", "returns"):
         op.add_column("outbox_mark", sa.Column(name, sa.Integer(), nullable=False, server_default="0"))
-    op.add_column("outbox_mark", sa.Column("heard_at", sa.DateTime(timezone=True), nullable=True))
+    for name in ("heard_at", "returned_at"):
+        op.add_column("outbox_mark", sa.Column(name, sa.DateTime(timezone=True), nullable=True))
+    op.create_index("ix_outbox_mark_turn", "outbox_mark", ["device", "turn"], unique=False)
+    op.create_index("ix_sample_blob", "sample", ["blob"], unique=False)
     op.create_table(
         "alarm",
         sa.Column("id", sa.Integer(), nullable=False),

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from control_plane import ingest
+from control_plane import fleet_drift, ingest
 from control_plane.cli.program import main
+from control_plane.drift_evidence import DeviceDrift, View
 from control_plane.schema.models import ModelVersion
 from skerry.wire import codec, topics
 from skerry.wire.messages import Component, Reported
@@ -61,6 +62,20 @@ def test_an_operator_adds_a_model_beside_and_takes_it_away(operator: Coast, caps
     texts = [event["text"] for event in operator.ask("GET", "/v1/events")]
     assert "gull gets a component for lamps" in texts
     assert "gull loses its component for lamps" in texts
+
+
+@pytest.mark.usefixtures("operator")
+def test_the_drift_of_two_models_of_a_device_is_two_rows_that_say_which(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = [
+        DeviceDrift("gull", model, 3, "quiet", windows=9, last_window=9, event_time=0.0)
+        for model in ("gestures", "lamps")
+    ]
+    monkeypatch.setattr(fleet_drift, "view", lambda _: View(devices=tuple(seen)))
+    assert main(["drift"]) == 0
+    rows = [line.split()[:3] for line in capsys.readouterr().out.splitlines()[-2:]]
+    assert rows == [["gull", "gestures", "3"], ["gull", "lamps", "3"]]
 
 
 def test_an_operator_adds_a_version_of_the_agent_and_stages_its_release(

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from control_plane import sample_retention
+from control_plane.cli import samples
 from control_plane.cli.program import main
 from control_plane.clones import MOST_RETURNS
 from control_plane.ingest import handle
@@ -91,7 +93,7 @@ def test_a_devices_samples_are_listed_exported_and_deleted_and_all_but_the_list_
     code, shown, _ = run("sample", "delete", "gull", "1", "3")
     assert (code, shown.partition(";")[0]) == (0, "gull: 2 samples of 8 bytes are deleted")
     code, shown, _ = run("--json", "sample", "delete", "gull", "--all")
-    assert json.loads(shown) == {"device": "gull", "stored": 1, "size_bytes": 4, "quarantined": 1}
+    assert json.loads(shown) == {"device": "gull", "stored": 1, "size_bytes": 4, "quarantined": 1, "left": 0}
     told = run("sample", "list", "gull")[1]
     assert told.startswith("no samples\n")
     assert "0 stored, 0 bytes; 0 quarantined; 4 deleted" in told
@@ -106,6 +108,20 @@ def test_a_devices_samples_are_listed_exported_and_deleted_and_all_but_the_list_
         ("deleted", [2, 4]),
     ]
     assert {each["by"] for each in said} == {"operator at 127.0.0.1"}
+
+
+def test_a_long_list_says_how_to_go_on_and_all_of_it_is_deleted_by_several_requests(
+    gull: Coast, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "there may be more" not in run("sample", "list", "gull")[1]
+    monkeypatch.setattr(samples, "MOST_ROWS", 2)
+    assert run("sample", "list", "gull")[1].endswith("; there may be more: --after 2\n")
+    assert run("sample", "list", "gull", "--after", "3")[1].count("quarantined") == 2
+
+    monkeypatch.setattr(sample_retention, "MOST_OF_AN_ANSWER", 1)
+    shown = run("--json", "sample", "delete", "gull", "--all")[1]
+    assert json.loads(shown) == {"device": "gull", "stored": 3, "size_bytes": 12, "quarantined": 1, "left": 0}
+    assert len(audited(gull, "samples")) == 4
 
 
 @pytest.mark.parametrize(

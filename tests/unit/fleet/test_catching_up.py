@@ -10,6 +10,7 @@ from control_plane import fleet_drift
 from control_plane.plane import Plane
 from control_plane.schema.devices import Device, DeviceComponent
 from control_plane.schema.models import Build
+from control_plane.schema.releases import Deployment, Release
 from control_plane.schema.telemetry import OutboxMark, Window
 from skerry import drift
 from skerry.drift.monitor import Scalar
@@ -143,3 +144,25 @@ def test_each_component_of_a_device_speaks_for_its_own_model(filled: Plane) -> N
 
     assert [each.model for each in fleet_drift.view(filled).devices] == ["m"]
     assert [each.model for each in fleet_drift.view(filled).fleets] == ["m"]
+
+
+@pytest.mark.parametrize(("component", "speaks"), [("lamps", "m"), ("", "lamps")])
+def test_what_comes_late_of_a_component_that_was_removed_does_not_take_the_place_of_the_devices_own(
+    filled: Plane, component: str, speaks: str
+) -> None:
+    now = filled.clock()
+    with filled.sessions.begin() as session:
+        tree = json.loads(filled.blobs.get(session.scalars(select(Build)).one().manifest))
+        lamps = filled.blobs.put(json.dumps({**tree, "model": "lamps"}).encode())
+        profile = "x86-64-gateway"
+        session.add(Build(model="lamps", version=4, profile=profile, gate="passed", manifest=lamps, built_at=now))
+        session.add(Release(name="lamps-4", model="lamps", version=4, state="live", created_at=now))
+        session.flush()
+        made = {"device": "gull", "release": "lamps-4", "manifest": lamps, "state": "failed"}
+        session.add(Deployment(id="d1", component=component, **made))
+        row = session.scalars(select(Window).where(Window.number == 0)).one()
+        late = {name: getattr(row, name) for name in Window.__table__.columns.keys() if name != "id"}  # noqa: SIM118 -- not a dict
+        session.add(Window(**{**late, "manifest": lamps[:16], "epoch": "e9"}))
+    while fleet_drift.tick(filled):
+        pass
+    assert [each.model for each in fleet_drift.view(filled).devices] == [speaks]

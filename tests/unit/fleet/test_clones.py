@@ -186,6 +186,22 @@ def test_the_alarm_says_which_two_and_since_when_in_plain_words(shore: Shore) ->
     assert alarm.detail["epochs"][0]["heard_at"] == alarm.raised_at.isoformat()
 
 
+def test_a_device_with_two_state_folders_that_changes_them_seldom_raises_no_alarm(shore: Shore) -> None:
+    for number in range(1, 3 * MOST_RETURNS):
+        for epoch in ("a1", "b2"):
+            shore.now += timedelta(days=20)
+            shore.take(Said(epoch, (number,)))
+    assert shore.alarms() == []
+
+
+def test_after_an_alarm_no_epoch_has_a_start_over_the_others(shore: Shore) -> None:
+    # of three, all but the youngest return
+    alternate(shore, MOST_RETURNS + 2, epochs=("a1", "b2", "c3"))
+    assert len(shore.alarms()) == 1
+    alarms.acknowledge(shore.session, shore.alarms()[0].id, by="me", now=shore.now)
+    assert shore.session.scalars(select(OutboxMark.returns)).all() == [0, 0, 0]
+
+
 def test_an_alarm_is_raised_again_only_when_they_go_on_after_it_was_acknowledged(shore: Shore) -> None:
     turns = MOST_RETURNS + 2
     alternate(shore, 3 * turns)
@@ -238,6 +254,14 @@ def test_an_alarm_ends_when_one_has_long_been_silent_and_the_other_was_heard(pla
     assert clones.settle(plane) == 1
     assert standing(plane) == ["for 7 days one outbox alone has gone on"]
     assert clones.settle(plane) == 0
+
+
+def test_an_alarm_of_two_that_speak_seldom_is_not_over_before_its_silence_has_passed(plane: Plane) -> None:
+    raise_alarm(plane)
+    with plane.sessions.begin() as session:
+        session.get_one(OutboxMark, ("gull", "a1")).heard_at = plane.clock() - SILENCE - timedelta(days=1)
+    assert clones.settle(plane) == 0
+    assert standing(plane) == [""]
 
 
 def test_an_alarm_ends_with_the_identity(plane: Plane) -> None:

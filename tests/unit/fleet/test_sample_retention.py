@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from control_plane import revocation, sample_retention, samples
+from control_plane import events, revocation, sample_retention, samples
 from control_plane.plane import Plane
 from control_plane.refusals import Unknown
 from control_plane.sample_retention import MB, Deleted, erase, keep
@@ -98,10 +98,10 @@ def test_samples_and_notes_go_with_their_time_and_are_counted_and_audited(plane:
 
 def test_the_oldest_of_a_device_that_has_too_many_go_and_no_other_devices(plane: Plane, put: Put) -> None:
     for _ in range(4):
-        put(size=MB)
+        put(size=900_000)
     put("tern", size=MB)
-    put(why="no content, so no room")
-    assert keep(limited(plane, sample_device_mb=2)) == Deleted(stored=2, size_bytes=2 * MB)
+    put(size=900_000, why="no content, so little room")
+    assert keep(limited(plane, sample_device_mb=2)) == Deleted(stored=2, size_bytes=1_800_000)
     assert stored(plane) == [("gull", 3), ("gull", 4), ("tern", 5), ("gull", 6)]
 
 
@@ -111,6 +111,26 @@ def test_the_oldest_of_all_devices_go_when_they_have_too_many_together(plane: Pl
     assert keep(limited(plane, sample_fleet_mb=2)).stored == 2
     assert stored(plane) == [("gull", 3), ("tern", 4)]
     assert {event.subject for event in audited(plane)} == {"gull", "tern"}
+
+
+def test_tiny_samples_and_notes_count_for_what_their_files_and_rows_take_up(plane: Plane, put: Put) -> None:
+    room = MB // sample_retention.LEAST_BYTES
+    with plane.sessions.begin() as session:
+        session.add_all(
+            Sample(
+                device="gull",
+                epoch="e1",
+                sequence=1000 + number,
+                size_bytes=1,
+                crc=0,
+                reason="its manifest allows no samples",
+                taken_at=plane.clock(),
+            )
+            for number in range(room)
+        )
+    put(size=1)
+    assert keep(limited(plane, sample_device_mb=1)) == Deleted(quarantined=1)
+    assert keep(limited(plane, sample_fleet_mb=1)) == Deleted()
 
 
 def test_many_go_in_several_transactions(plane: Plane, put: Put, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,10 +175,47 @@ def test_what_is_deleted_is_not_taken_in_again(plane: Plane) -> None:
 
 
 def test_bytes_that_are_gone_with_a_row_that_is_not_are_read_by_nobody_and_go_next(plane: Plane, put: Put) -> None:
-    # a crash between the two
+    # lost, not deleted: a disk, or a backup without them
     plane.blobs.delete([put(age_d=100)])
     assert samples.page(plane, "gull", manifests=["ab" * 8], after=-1, limit=10, by="me") == []
     assert keep(plane).stored == 1
+
+
+def test_a_page_goes_on_beyond_bytes_that_are_gone(plane: Plane, put: Put) -> None:
+    plane.blobs.delete([put(), put(), put()])
+    put(), put()
+    for limit, seen in ((1, [4]), (10, [4, 5])):
+        rows = samples.page(plane, "gull", manifests=["ab" * 8], after=-1, limit=limit, by="me")
+        assert [row["id"] for row in rows] == seen
+
+
+def test_a_deletion_that_a_crash_cuts_off_is_ended_by_the_next_turn(
+    plane: Plane, put: Put, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blob = put()
+    put("tern")
+
+    def crash(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(events, "record", crash)
+        with pytest.raises(KeyboardInterrupt):
+            erase(plane, "gull", by="me")
+    assert not plane.blobs.exists(blob)
+    with plane.readers() as session:
+        assert [each["state"] for each in samples.listed(session, "gull", after=-1, limit=9)] == ["deleting"]
+    assert keep(plane) == Deleted(stored=1, size_bytes=4)
+    assert stored(plane) == [("tern", 2)]
+    assert audited(plane)[0].text.endswith("by the server's clock: its deletion was cut off")
+
+
+def test_all_of_a_device_go_in_several_answers(plane: Plane, put: Put, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sample_retention, "MOST_OF_AN_ANSWER", 2)
+    for _ in range(3):
+        put()
+    assert [erase(plane, "gull", by="me").stored for _ in range(3)] == [2, 1, 0]
+    assert erase(plane, "tern", by="me") == Deleted()
 
 
 def test_reading_says_who_read_which_before_anything_is_handed_out(plane: Plane, put: Put) -> None:

@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from alembic import command
-from sqlalchemy import text
+from sqlalchemy import inspect, text
 
 from control_plane.database import alembic_config, open_database
 from control_plane.home import create_home
+from control_plane.schema.tables import Table
 
 USED = """
 INSERT INTO release (name, model, version, state, payload, created_at, live_at) VALUES
@@ -52,4 +53,22 @@ def test_releases_rollouts_and_deployments_of_an_older_skerry_are_kept(tmp_path:
         kept = connection.execute(text("SELECT repository FROM tuf_metadata")).scalars().all()
         assert kept == ["image"]
         assert not connection.execute(text("PRAGMA foreign_key_check")).all()
+    engine.dispose()
+
+
+def test_the_newest_schema_has_the_indexes_that_the_tables_say_and_big_tables_are_searched_by_them(
+    tmp_path: Path,
+) -> None:
+    engine = open_database(create_home(tmp_path / "home"))
+    with engine.begin() as connection:
+        made = {
+            name: {index["name"] for index in inspect(connection).get_indexes(name)} for name in Table.metadata.tables
+        }
+        assert made == {name: {index.name for index in table.indexes} for name, table in Table.metadata.tables.items()}
+        for query, index in (
+            ("SELECT max(turn) FROM outbox_mark WHERE device = 'gull'", "ix_outbox_mark_turn"),
+            ("SELECT blob FROM sample WHERE blob IN ('aa', 'bb') AND id NOT IN (1, 2)", "ix_sample_blob"),
+        ):
+            (plan,) = connection.execute(text(f"EXPLAIN QUERY PLAN {query}")).all()
+            assert index in plan.detail
     engine.dispose()

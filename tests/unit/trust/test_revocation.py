@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from control_plane import director, proofs, revocation
+from control_plane import alarms, authority, director, enrolment, proofs, revocation
 from control_plane.ingest import handle
 from control_plane.plane import Plane
 from control_plane.refusals import Conflict, Forbidden, Unknown
@@ -95,6 +95,21 @@ def test_a_certificate_that_has_ended_is_on_no_list(founded: Plane, key: Key, to
     revocation.revoke(founded, NAME)
 
     assert serials(founded) == set()
+
+
+def test_a_clones_alarm_ends_with_a_new_key_and_not_with_another_certificate_of_the_same(
+    founded: Plane, key: Key
+) -> None:
+    with founded.sessions.begin() as session:
+        alarms.sound(session, alarms.CLONE, NAME, "cloned", now=founded.clock())
+    stands = []
+    for asking in (key, Key()):
+        with founded.sessions.begin() as session:
+            row = session.get_one(Device, NAME)
+            csr = authority.read_csr(asking.csr())
+            enrolment.admit(founded, session, row, profile=row.profile, group=row.group, csr=csr)
+            stands.append(alarms.standing(session, alarms.CLONE, NAME))
+    assert stands == [True, False]
 
 
 def test_revoking_again_tells_the_broker_again(founded: Plane, key: Key, told: Any) -> None:
