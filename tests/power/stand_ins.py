@@ -75,7 +75,7 @@ class Loop:
     """An engine that runs nothing: it knows what runs, and how a trial of it ends."""
 
     alive = True
-    tried = ""
+    tried = unkept = ""
     beats = inferences = trial_latency_us = 0
     problem = source_problem = ""
     event_time = 1.0

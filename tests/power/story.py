@@ -137,9 +137,7 @@ class Recorder(Device):
     def again(self, folder: Path) -> Device:
         """Return the same device on another state folder, not recorded."""
         device = Device.__new__(Device)
-        device.name, device.folder, device.recording, device.port = self.name, folder, self.recording, self.port
-        device.scheme = self.scheme
-        device.log, device._process = folder.with_suffix(".log"), None
+        device.__dict__ = {**vars(self), "folder": folder, "log": folder.with_suffix(".log"), "_process": None}
         return device
 
     def operations(self) -> list[Operation]:

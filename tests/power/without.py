@@ -13,8 +13,7 @@ from typing import Any, cast
 
 import agent.telling.outbox_file
 from agent.__main__ import main
-from agent.deployment import units
-from agent.identity import leaving
+from agent.identity import folder, leaving
 from agent.upkeep import launcher
 from skerry.delivery import durable, partial, slots
 
@@ -64,7 +63,7 @@ def _outbox() -> None:
 
 def _components() -> None:
     """The folder of a component that was named is not synced before it is worked in."""
-    vars(units)["sync_folder"] = lambda _: None
+    vars(folder)["sync_folder"] = lambda _: None
 
 
 def _launcher() -> None:
