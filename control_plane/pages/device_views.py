@@ -144,7 +144,7 @@ def _facts(device: Device, said: Mapping[str, Any]) -> tuple[tuple[str, str], ..
         ("agent", str(said.get("agent") or "")),
         ("runtime", str(said.get("runtime") or "")),
         ("certificate", _until(said, device)),
-        ("outbox", f"{_whole(said.get('outbox_depth'))} entries, {_bytes(said.get('outbox_bytes'))}"),
+        ("outbox", f"{_whole(said.get('outbox_depth'))} waiting, {_bytes(said.get('outbox_bytes'))}"),
         (
             "clock",
             "" if ahead is None else f"{abs(ahead):,.0f} s {'ahead' if ahead > 0 else 'behind'}" if ahead else "right",
