@@ -140,14 +140,15 @@ def outage(device: Device, disk: Disk) -> None:
     live(device, 50)
     restart(device, kill=True)
     live(device, 70)
+    # some hours a second: all out, days would pass while the disk is full, and what is held in memory has a bound
+    restart(device, rate=6 * ROWS)
     with disk.full():
         wait_for(lambda: DISK_IS_FULL in device.log.read_text(), why="a word of the disk")
         refused = closed(device)
         time.sleep(3)
         assert closed(device) <= refused + 1
-    live(device, 100)
     restart(device)
-    live(device, HOURS - 50 - 70 - 100)
+    live(device, HOURS - 50 - 70)
 
 
 # in the least quota that an owner may set there is no room for all reports of four times the size, which take longer
