@@ -274,7 +274,7 @@ def _prepare(db: sqlite3.Connection, quota_bytes: int) -> None:
         marks = {"next_sequence": 1, "closing": 0, "damaged": 0, "window": 0}
         db.executemany("insert or ignore into meta values (?, ?)", [(key, str(mark)) for key, mark in marks.items()])
         db.execute("commit")
-    except BaseException:  # as above
+    except BaseException:  # whatever ended it, also an interrupt, must not leave the transaction open
         if db.in_transaction:
             db.execute("rollback")
         raise
