@@ -105,7 +105,7 @@ class Link:
 
     @property
     def faults(self) -> int:
-        """How many exceptions that nobody foresaw were survived."""
+        """How many exceptions that nobody foresaw were survived: a callback that raises must not end a thread."""
         connection = self._connection
         return self._faults + (connection.faults if connection is not None else 0)
 
